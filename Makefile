@@ -1,0 +1,52 @@
+# Every target builds what it needs, from Python 3.11+ and the package index alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WHAT ?= run
+ROWS ?=
+
+.PHONY: help install demo test check format test-long acceptance bench clean
+
+help:
+	@echo 'make demo        label a file with a real model (Gemma 3 270M)'
+	@echo 'make test        every promise at small sizes, under 8 minutes on 2 cores'
+	@echo 'make check       ruff, mypy, import doors'
+	@echo 'make test-long   the same tests at full sizes; WHAT=run picks a table'
+	@echo 'make acceptance  the rows of one table, with figures; WHAT=run'
+	@echo 'make bench       everything judged by a clock'
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parquet,demo]'
+	touch $(STAMP)
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p shoal.core -p shoal.schedule -p shoal.memory -p shoal.engine -p shoal.jobs
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-long: $(STAMP)
+	SHOAL_TEST_SIZE=long $(BIN)/python tests/long.py --what $(WHAT)
+
+acceptance: $(STAMP)
+	$(BIN)/python tests/acceptance.py --what $(WHAT)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench.py
+
+clean:
+	rm -rf $(VENV) build dist out
