@@ -1,10 +1,10 @@
 """The error tree: who can fix it, what went wrong, where, and the remedy in one line.
 
-    ShoalError
-      CallerError     the request is wrong: its author can fix it        (a row's error, HTTP 400)
-      OperatorError   the files, flags or machine are wrong: whoever
-                      started shoal can fix it                           (exit code 2)
-      InternalError   shoal is wrong: we must fix it                     (exit code 1, HTTP 500)
+ShoalError
+  CallerError     the request is wrong: its author can fix it        (a row's error, HTTP 400)
+  OperatorError   the files, flags or machine are wrong: whoever
+                  started shoal can fix it                           (exit code 2)
+  InternalError   shoal is wrong: we must fix it                     (exit code 1, HTTP 500)
 """
 
 from __future__ import annotations

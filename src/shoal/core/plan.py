@@ -114,6 +114,7 @@ class StepResult:
     ready: seconds on the engine's clock when the tokens existed.
     scored: present if a row asked for log-probabilities.
     margins: shape (E,), float32 or None: distance of the two best (perturbed) logits, where recorded.
+    complete: shape (E,), bool or None: after this token the row's constraint allows nothing more.
     failures: run index -> what went wrong; the tokens of such a run mean nothing.
     """
 
@@ -122,6 +123,7 @@ class StepResult:
     ready: float
     scored: ScoredTokens | None = None
     margins: F32 | None = None
+    complete: npt.NDArray[np.bool_] | None = None
     failures: dict[int, Exception] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

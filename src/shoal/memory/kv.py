@@ -1,0 +1,185 @@
+"""KV memory as the scheduler sees it: page tables over one pool, with exact prefix reuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.policy import Retention
+from shoal.core.table import SequenceTable
+from shoal.memory.ledger import I32, Ledger
+from shoal.memory.prefix import ROOT, PrefixIndex
+
+DETACHED = -2
+"""In column ``node``: another sequence lists this content, so this one's pages stay its own."""
+
+
+class KVMemory:
+    """Pages for sequences. Asks the retention policy which cached page goes, and does the rest itself.
+
+    The table's columns ``pages``, ``published`` and ``node`` belong to this class; no other writes them.
+
+    Args:
+        table: the engine's sequences.
+        pages: pages in the pool.
+        page_size: slots (token positions) a page.
+        reuse: whether full pages are listed for other sequences to take.
+    """
+
+    def __init__(
+        self, table: SequenceTable, pages: int, page_size: int, retention: Retention, reuse: bool = True
+    ) -> None:
+        self.table = table
+        self.page_size = page_size
+        self.reuse = reuse
+        self.ledger = Ledger(pages)
+        self.prefix = PrefixIndex(self.ledger, page_size, retention)
+        self.page_table = np.zeros((0, 8), dtype=np.int32)
+        self._fresh: list[int] = []
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that ``tokens`` slots take."""
+        return -(-tokens // self.page_size)
+
+    def missing(self, slots: I32, tokens: I32) -> I32:
+        """Pages that each of ``slots`` lacks to hold ``tokens`` slots, shape (m,), int32."""
+        need: I32 = -(-tokens // self.page_size) - self.table.pages[slots]
+        return np.maximum(need, 0, out=need)
+
+    def find(self, slot: int) -> list[int]:
+        """Listed pages that hold the next tokens of this sequence, in order.
+
+        The last known token is never taken from the cache: its row must be computed to go on. Only a
+        sequence that stands at a page border, with all its pages listed, can go on from the index.
+        """
+        table = self.table
+        start = int(table.computed[slot])
+        node = int(table.node[slot])
+        if not self.reuse or node == DETACHED or start % self.page_size or table.scores_prompt[slot]:
+            return []
+        full = (int(table.known[slot]) - 1 - start) // self.page_size
+        if full <= 0:
+            return []
+        return self.prefix.match(node, table.ids(slot, start, start + full * self.page_size))
+
+    def idle_among(self, pages: list[int]) -> int:
+        """How many of these listed pages nobody holds: taking them makes fewer available."""
+        return int(np.count_nonzero(self.ledger.count[pages] == 0)) if pages else 0
+
+    def adopt(self, slot: int, pages: list[int], now: float) -> int:
+        """Append listed pages to a sequence's table; returns the tokens that need no computing."""
+        if not pages:
+            return 0
+        table = self.table
+        first = int(table.pages[slot])
+        found = np.array(pages, dtype=np.int32)
+        self.prefix.use(found, now)
+        self._fit(slot, first + len(pages))
+        self.page_table[slot, first : first + len(pages)] = found
+        table.pages[slot] = table.published[slot] = first + len(pages)
+        table.node[slot] = pages[-1]
+        tokens = len(pages) * self.page_size
+        table.computed[slot] += tokens
+        return tokens
+
+    def grow(self, slots: I32, missing: I32) -> None:
+        """Give each of ``slots`` its missing pages; ``missing.sum()`` must be available."""
+        total = int(missing.sum())
+        if total == 0:
+            return
+        if total > self.ledger.free:
+            self.prefix.evict(total - self.ledger.free)
+        new = self.ledger.take(total)
+        table = self.table
+        who = np.flatnonzero(missing)
+        slots, missing = slots[who], missing[who]
+        held = table.pages[slots]
+        self._fit(int(slots.max()), int((held + missing).max()))
+        start = np.cumsum(missing) - missing
+        offset = np.arange(total) - np.repeat(start, missing)
+        self.page_table[np.repeat(slots, missing), np.repeat(held, missing) + offset] = new
+        table.pages[slots] = held + missing
+
+    def publish(self, slot: int, tokens: int, now: float) -> None:
+        """List the pages of ``slot`` that will be full once ``tokens`` of its slots are computed.
+
+        Called when the step that fills them is planned: K/V of all rows of a layer are written before any
+        row reads, so another sequence may take the page in the very same step.
+        """
+        table = self.table
+        node = int(table.node[slot])
+        first, full = int(table.published[slot]), tokens // self.page_size
+        if not self.reuse or node == DETACHED or full <= first:
+            return
+        size = self.page_size
+        text = table.ids(slot, first * size, full * size).tobytes()
+        pages = self.page_table[slot, first:full].tolist()
+        for i, page in enumerate(pages):
+            if not self.prefix.publish(node, text[4 * size * i : 4 * size * (i + 1)], page, now):
+                table.node[slot] = DETACHED
+                table.published[slot] = first + i
+                return
+            self._fresh.append(page)
+            node = page
+        table.node[slot] = node
+        table.published[slot] = full
+
+    def release(self, slot: int, now: float) -> None:
+        """Give back everything ``slot`` holds; its listed pages stay in the cache."""
+        table = self.table
+        if table.pages[slot] == 0:
+            return
+        pages = self.page_table[slot, : table.pages[slot]]
+        table.pages[slot] = table.published[slot] = table.computed[slot] = 0
+        table.node[slot] = ROOT
+        idle = self.ledger.drop(pages)
+        if len(idle):
+            self.prefix.idle(idle, now)
+
+    def confirm(self) -> None:
+        """The step that fills the pages listed since the last call has succeeded."""
+        self._fresh.clear()
+
+    def retract(self) -> None:
+        """It has failed, and every sequence that could have read these pages is released: forget them."""
+        for page in reversed(self._fresh):
+            self.prefix.forget(page)
+        self._fresh.clear()
+
+    def gather(self, slots: I32, tokens: I32) -> tuple[I32, I32, I32]:
+        """Page ids that hold slots 0..tokens-1 of each sequence: (first, count, flat pages)."""
+        count: npt.NDArray[np.int32] = -(-tokens // self.page_size)
+        end = np.cumsum(count, dtype=np.int32)
+        first = end - count
+        total = int(end[-1]) if len(end) else 0
+        wide = self.page_table.shape[1]
+        index = np.arange(total, dtype=np.int64)
+        index += np.repeat(slots.astype(np.int64) * wide - first, count)
+        return first, count, self.page_table.ravel()[index]
+
+    def check(self) -> None:
+        """Raise AssertionError unless every page is accounted for."""
+        self.ledger.check()
+        self.prefix.check()
+        table = self.table
+        counted = np.zeros(self.ledger.total, dtype=np.int32)
+        for slot in np.flatnonzero(table.state):
+            pages = self.page_table[slot, : table.pages[slot]]
+            assert len(np.unique(pages)) == len(pages), "a page twice in one table"
+            assert table.pages[slot] * self.page_size >= table.computed[slot]
+            assert np.all(self.ledger.listed[pages[: table.published[slot]]])
+            counted[pages] += 1
+        assert np.array_equal(counted, self.ledger.count), "a page's count is its holders"
+
+    def _fit(self, slot: int, width: int) -> None:
+        rows, columns = self.page_table.shape
+        if slot >= rows or width > columns:
+            wider = np.zeros(
+                (
+                    max(rows, len(self.table.requests)),
+                    columns if width <= columns else max(width, 2 * columns),
+                ),
+                dtype=np.int32,
+            )
+            wider[:rows, :columns] = self.page_table
+            self.page_table = wider

@@ -1,0 +1,495 @@
+"""The scheduler: which rows the next step computes, and what its result means for every sequence.
+
+It knows no phases. Each sequence has ``known - computed`` rows to do; a step gives some of them to each.
+Policies answer who is next, how much, and who yields; budgets, queues and pages are changed here alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import CallerError, InternalError
+from shoal.core.events import Admitted, Arrived, Ended, Event, Preempted, StepDone
+from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, SAMPLE, StepPlan, StepResult
+from shoal.core.policy import Admission, Budget, Load, Order, Policy, Sequence, SequenceView, Victim
+from shoal.core.request import FinishReason, Request
+from shoal.core.table import RUNNING, WAITING, SequenceTable
+from shoal.memory.kv import KVMemory
+
+PATIENCE = 16
+"""A sequence that did not fit may be passed by this many newcomers; then nobody passes it."""
+LOOK_AHEAD = 8
+"""How many waiting sequences that do not fit are passed over in one step."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start, in tokens unless said otherwise."""
+
+    steps: int = 0
+    computed: int = 0
+    emitted: int = 0
+    cached: int = 0
+    preemptions: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one result changed: ``tokens`` new ids for ``slots``, and the sequences that ended
+    (slot, reason, the id that ended it) or failed."""
+
+    plan: StepPlan
+    slots: I32
+    tokens: I32
+    ended: list[tuple[int, FinishReason, int | None]]
+    failed: list[tuple[int, Exception]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    plan: StepPlan
+    slots: I32
+    rows: I32
+    sampling: npt.NDArray[np.bool_]
+    token_index: npt.NDArray[np.int64]
+
+
+class Scheduler:
+    """Mechanism around four policies.
+
+    Args:
+        table: the engine's sequences, shared with ``memory`` and the engine.
+        max_running: most sequences that compute side by side.
+        max_length: longest sequence; its pages must fit the pool alone.
+    """
+
+    def __init__(
+        self,
+        table: SequenceTable,
+        memory: KVMemory,
+        order: Order,
+        admission: Admission,
+        victim: Victim,
+        *,
+        max_running: int,
+        max_length: int,
+    ) -> None:
+        if memory.pages_for(max_length) > memory.ledger.total:
+            raise InternalError("the longest sequence does not fit the page pool")
+        self.table = table
+        self.memory = memory
+        self.order = order
+        self.admission = admission
+        self.victim = victim
+        self.max_running = max_running
+        self.max_length = max_length
+        self.counters = Counters()
+        self.running: I32 = np.zeros(0, dtype=np.int32)
+        self._queue: list[tuple[float, int, int]] = []
+        self._new: list[int] = []
+        self._waiting = 0
+        self._flight: _Flight | None = None
+        policies: tuple[Policy, ...] = (order, admission, victim, memory.prefix.retention)
+        self._observers = [p for p in policies if type(p).observe is not Policy.observe]
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def add(self, request: Request, now: float) -> int:
+        """Queue a request; returns its slot.
+
+        Raises:
+            CallerError: empty prompt, or no room for even one more token.
+        """
+        length, params = len(request.prompt), request.params
+        if length == 0:
+            raise CallerError("the prompt is empty", remedy="give at least one token")
+        if length >= self.max_length:
+            raise CallerError(
+                f"the prompt has {length} tokens, the longest sequence is {self.max_length}",
+                remedy="shorten the prompt or raise --max-model-len or --kv-memory",
+            )
+        most = self.max_length if params.max_tokens is None else length + params.max_tokens
+        ends = () if params.ignore_eos else request.end_ids
+        table = self.table
+        slot = table.add(
+            request, limit=min(most, self.max_length), stop_ids=(*ends, *params.stop_token_ids), now=now
+        )
+        table.emit[slot] = EMIT_TOKEN if params.logprobs is None else EMIT_LOGPROBS
+        table.scores_prompt[slot] = params.prompt_logprobs is not None
+        self._new.append(slot)
+        self._waiting += 1
+        if self._observers:
+            self._tell(Arrived(int(table.handle[slot]), now, length))
+        return slot
+
+    def schedule(self, now: float) -> list[StepPlan]:
+        """The plans of this step; none when there is nothing to do or a step is in flight."""
+        if self._flight is not None or (not len(self.running) and not self._waiting):
+            return []
+        self._rank(now)
+        todo = self.table.known[self.running] - self.table.computed[self.running]
+        load = self._load(todo, now)
+        budget = self.admission.budget(load)
+        rows = self._share(todo, budget, now)
+        slots, rows, yielded = self._make_room(rows, now)
+        slots, rows = self._enter_memory(slots, rows, now)
+        if not yielded:
+            slots, rows = self._admit(slots, rows, budget, load, now)
+        if not len(slots):
+            raise InternalError(
+                f"nothing can run: {len(self.running)} running, {self._waiting} waiting, "
+                f"{self.memory.ledger.available} pages available",
+                remedy="report this with the job",
+            )
+        self._flight = self._plan(slots, rows)
+        return [self._flight.plan]
+
+    def update(self, result: StepResult, now: float) -> Update:
+        """Take a result in: lengths advance, new ids are known, ends are seen. Ended sequences stay in
+        the table until ``finish`` is called for each."""
+        flight = self._flight
+        assert flight is not None, "a result without a plan"
+        assert result.step == flight.plan.step, "a result of another plan"
+        self._flight = None
+        if result.failures:
+            flight, failed = self._without_failures(flight, result)
+        else:
+            failed = []
+            self.memory.confirm()
+        table = self.table
+        table.computed[flight.slots] += flight.rows
+        table.rows[flight.slots] += flight.rows
+        slots = flight.slots[flight.sampling]
+        tokens = result.tokens[flight.token_index]
+        fresh = slots[table.known[slots] == table.prompt[slots]]
+        table.first_token[fresh[table.first_token[fresh] == 0.0]] = result.ready
+        table.append(slots, tokens)
+        self._count(flight, len(slots))
+        if self._observers:
+            self._tell(StepDone(result.step, now, int(flight.rows.sum()), len(flight.slots)))
+        complete = None if result.complete is None else result.complete[flight.token_index]
+        return Update(flight.plan, slots, tokens, self._ends(slots, tokens, complete), failed)
+
+    def finish(self, slot: int, reason: FinishReason, now: float) -> None:
+        """The sequence has its answer: it leaves queue, memory and table."""
+        table = self.table
+        if table.state[slot] == RUNNING:
+            self.running = self.running[self.running != slot]
+        else:
+            self._waiting -= 1
+            if slot in self._new:
+                self._new.remove(slot)
+        self.memory.release(slot, now)
+        if self._observers:
+            output = int(table.known[slot] - table.prompt[slot])
+            self._tell(Ended(int(table.handle[slot]), now, reason, output))
+        table.remove(slot)
+
+    def check(self) -> None:
+        """Raise AssertionError unless table, queues and memory agree."""
+        table = self.table
+        table.check()
+        self.memory.check()
+        assert np.array_equal(np.sort(self.running), table.slots_in(RUNNING))
+        waiting = {slot for _, handle, slot in self._queue if self._is_waiting(slot, handle)}
+        assert waiting | set(self._new) == set(table.slots_in(WAITING).tolist())
+        assert len(waiting) + len(self._new) == self._waiting
+
+    # Who is next
+
+    def _rank(self, now: float) -> None:
+        """Keys for newcomers; under a dynamic order, for everybody."""
+        table = self.table
+        if self.order.dynamic:
+            everybody = np.flatnonzero(table.state).astype(np.int32)
+            table.key[everybody] = self.order.keys(self._view(everybody, now))
+            self.running = self.running[np.lexsort((table.handle[self.running], table.key[self.running]))]
+            self._queue = [self._entry(slot) for slot in table.slots_in(WAITING).tolist()]
+            heapq.heapify(self._queue)
+        elif self._new:
+            new = np.array(self._new, dtype=np.int32)
+            table.key[new] = self.order.keys(self._view(new, now))
+            for slot in self._new:
+                heapq.heappush(self._queue, self._entry(slot))
+        self._new.clear()
+
+    def _entry(self, slot: int) -> tuple[float, int, int]:
+        return float(self.table.key[slot]), int(self.table.handle[slot]), slot
+
+    def _is_waiting(self, slot: int, handle: int) -> bool:
+        return bool(self.table.state[slot] == WAITING and self.table.handle[slot] == handle)
+
+    # How much for those that run
+
+    def _share(self, todo: I32, budget: Budget, now: float) -> I32:
+        """Rows for each running sequence, in order: first those with one row to do, then the others."""
+        single = todo == 1
+        rows = single.astype(np.int32)
+        singles = int(np.count_nonzero(single))
+        most = max(1, budget.rows)
+        allowed = min(singles, budget.singles, most)
+        if allowed < singles:
+            rows[np.cumsum(rows) > allowed] = 0
+        left = most - allowed
+        for i in np.flatnonzero(~single).tolist() if singles < len(todo) else ():
+            if left <= 0:
+                break
+            slot = int(self.running[i])
+            self.counters.cached += self.memory.adopt(slot, self.memory.find(slot), now)
+            rows[i] = min(self.table.known[slot] - self.table.computed[slot], budget.chunk, left)
+            left -= int(rows[i])
+        if not rows.any() and len(rows):
+            rows[0] = 1
+        return rows
+
+    def _make_room(self, rows: I32, now: float) -> tuple[I32, I32, bool]:
+        """(slots, rows, whether somebody had to yield) such that all their pages are available."""
+        yielded = False
+        while True:
+            slots = self.running
+            missing = self.memory.missing(slots, self.table.computed[slots] + rows)
+            missing[rows == 0] = 0
+            if int(missing.sum()) <= self.memory.ledger.available:
+                work = rows > 0
+                return slots[work], rows[work], yielded
+            yielded = True
+            can_wait = np.flatnonzero((rows > 1) & (missing > 0))
+            if len(can_wait) and can_wait[-1] > 0:
+                rows[can_wait[-1]] = 0
+                continue
+            rows = self._yield_one(rows, now)
+
+    def _yield_one(self, rows: I32, now: float) -> I32:
+        """Preempt one sequence, never the first in order: so somebody always gets on."""
+        if len(self.running) < 2:
+            raise InternalError("one sequence alone does not fit the pages")
+        view = self._view(self.running[1:], now)
+        choice = self.victim.choose(view)
+        if not 0 <= choice < len(view):
+            raise InternalError(f"{self.victim!r} chose {choice} among {len(view)} candidates")
+        slot = int(self.running[1 + choice])
+        table = self.table
+        lost = int(table.computed[slot])
+        table.preemptions[slot] += 1
+        table.lost[slot] += lost
+        self.counters.preemptions += 1
+        self.counters.lost += lost
+        self.memory.release(slot, now)
+        table.state[slot] = WAITING
+        heapq.heappush(self._queue, self._entry(slot))
+        self._waiting += 1
+        self.running = np.delete(self.running, 1 + choice)
+        if self._observers:
+            self._tell(Preempted(int(table.handle[slot]), now, lost))
+        return np.delete(rows, 1 + choice)
+
+    def _enter_memory(self, slots: I32, rows: I32, now: float) -> tuple[I32, I32]:
+        """Pages for these rows; pages that they fill are listed for others at once."""
+        table, size = self.table, self.memory.page_size
+        end = table.computed[slots] + rows
+        self.memory.grow(slots, self.memory.missing(slots, end))
+        for i in np.flatnonzero(end // size > table.published[slots]).tolist():
+            self.memory.publish(int(slots[i]), int(end[i]), now)
+        return slots, rows
+
+    # Who enters
+
+    def _admit(self, slots: I32, rows: I32, budget: Budget, load: Load, now: float) -> tuple[I32, I32]:
+        """Let newcomers in, in order, while rows, places and pages last."""
+        left = max(1, budget.rows) - int(rows.sum())
+        entered: list[int] = []
+        granted: list[int] = []
+        passed: list[tuple[float, int, int]] = []
+        while left > 0 and self._queue and len(self.running) + len(entered) < self.max_running:
+            entry = heapq.heappop(self._queue)
+            _, handle, slot = entry
+            if not self._is_waiting(slot, handle):
+                continue
+            alone = not len(slots) and not entered
+            if not alone and not self.admission.enters(load, self._view_one(slot, now)):
+                passed.append(entry)
+                break
+            hits = self.memory.find(slot)
+            if not self._fits(slot, hits, len(self.running) + len(entered)):
+                passed.append(entry)
+                if len(passed) >= LOOK_AHEAD or self.table.skipped[slot] >= PATIENCE:
+                    break
+                continue
+            for _, _, other in passed:
+                self.table.skipped[other] += 1
+            count = self._enter(slot, hits, min(left, budget.chunk), now)
+            entered.append(slot)
+            granted.append(count)
+            left -= count
+        for entry in passed:
+            heapq.heappush(self._queue, entry)
+        if not entered:
+            return slots, rows
+        self._join(entered)
+        return (
+            np.concatenate([slots, np.array(entered, dtype=np.int32)]),
+            np.concatenate([rows, np.array(granted, dtype=np.int32)]),
+        )
+
+    def _fits(self, slot: int, hits: list[int], company: int) -> bool:
+        """Room for all its known tokens, and a page for each one running, which will soon want it."""
+        need = self.memory.pages_for(int(self.table.known[slot])) - len(hits)
+        room = self.memory.ledger.available - self.memory.idle_among(hits)
+        return need + company <= room
+
+    def _enter(self, slot: int, hits: list[int], most: int, now: float) -> int:
+        """Move one waiting sequence in; returns the rows it gets in this step."""
+        table = self.table
+        cached = self.memory.adopt(slot, hits, now)
+        self.counters.cached += cached
+        if table.preemptions[slot] == 0:
+            table.cached[slot] = cached
+            table.admitted[slot] = now
+        else:
+            saved = min(cached, int(table.lost[slot]))
+            table.lost[slot] -= saved
+            self.counters.lost -= saved
+        table.state[slot] = RUNNING
+        self._waiting -= 1
+        rows = min(int(table.known[slot] - table.computed[slot]), most)
+        self._enter_memory(np.array([slot], dtype=np.int32), np.array([rows], dtype=np.int32), now)
+        if self._observers:
+            self._tell(Admitted(int(table.handle[slot]), now, cached))
+        return rows
+
+    def _join(self, entered: list[int]) -> None:
+        table = self.table
+        running = np.concatenate([self.running, np.array(entered, dtype=np.int32)])
+        self.running = running[np.lexsort((table.handle[running], table.key[running]))]
+
+    # The plan and its result
+
+    def _plan(self, slots: I32, rows: I32) -> _Flight:
+        table = self.table
+        start = table.computed[slots]
+        end = start + rows
+        last = np.cumsum(rows, dtype=np.int32)
+        total = int(last[-1])
+        first = last - rows
+        position = np.arange(total, dtype=np.int32)
+        if total > len(slots):
+            position += np.repeat(start - first, rows)
+            token = table.tokens.ids[np.repeat(table.base[slots], rows) + position]
+        else:
+            position = start
+            token = table.tokens.ids[table.base[slots] + start]
+        sampling = end == table.known[slots]
+        emit = np.zeros(total, dtype=np.int32)
+        emit[last - 1] = np.where(sampling, table.emit[slots], 0)
+        target = np.full(total, SAMPLE, dtype=np.int32)
+        for i in np.flatnonzero(table.scores_prompt[slots]).tolist():
+            self._score_prompt(int(slots[i]), int(start[i]), int(first[i]), int(rows[i]), emit, target)
+        first_page, page_count, pages = self.memory.gather(slots, end)
+        self.counters.steps += 1
+        plan = StepPlan(
+            step=self.counters.steps,
+            token=token,
+            position=position,
+            emit=emit,
+            target=target,
+            sequence=slots,
+            first_row=first,
+            rows=rows,
+            first_page=first_page,
+            page_count=page_count,
+            pages=pages,
+        )
+        order = np.cumsum(emit != 0) - 1
+        return _Flight(plan, slots, rows, sampling, order[last - 1][sampling])
+
+    def _score_prompt(self, slot: int, start: int, first: int, rows: int, emit: I32, target: I32) -> None:
+        """Rows whose next token is in the prompt score it."""
+        count = min(rows, int(self.table.prompt[slot]) - 1 - start)
+        if count > 0:
+            emit[first : first + count] = EMIT_LOGPROBS
+            target[first : first + count] = self.table.ids(slot, start + 1, start + 1 + count)
+
+    def _without_failures(
+        self, flight: _Flight, result: StepResult
+    ) -> tuple[_Flight, list[tuple[int, Exception]]]:
+        """Set failed runs apart. When all failed, nothing they were to write can be trusted."""
+        failed = [(int(flight.slots[run]), error) for run, error in result.failures.items()]
+        if len(failed) == len(flight.slots):
+            for slot, _ in failed:
+                self.memory.release(slot, result.ready)
+            self.memory.retract()
+        else:
+            self.memory.confirm()
+        good = np.ones(len(flight.slots), dtype=bool)
+        good[list(result.failures)] = False
+        index = np.zeros(len(flight.slots), dtype=np.int64)
+        index[flight.sampling] = flight.token_index
+        kept = good & flight.sampling
+        return (
+            _Flight(flight.plan, flight.slots[good], flight.rows[good], kept[good], index[kept]),
+            failed,
+        )
+
+    def _ends(
+        self, slots: I32, tokens: I32, complete: npt.NDArray[np.bool_] | None
+    ) -> list[tuple[int, FinishReason, int | None]]:
+        table = self.table
+        known = table.known[slots]
+        stopped = (table.stop_ids[slots] == tokens[:, None]).any(axis=1) & (known > table.floor[slots])
+        over = stopped | (known >= table.limit[slots])
+        if complete is not None:
+            over |= complete
+        ended: list[tuple[int, FinishReason, int | None]] = []
+        for i in np.flatnonzero(over).tolist():
+            if stopped[i]:
+                ended.append((int(slots[i]), FinishReason.STOP, int(tokens[i])))
+            elif complete is not None and complete[i]:
+                ended.append((int(slots[i]), FinishReason.STOP, None))
+            else:
+                ended.append((int(slots[i]), FinishReason.LENGTH, None))
+        return ended
+
+    def _count(self, flight: _Flight, emitted: int) -> None:
+        self.counters.computed += int(flight.rows.sum())
+        self.counters.emitted += emitted
+
+    # Views
+
+    def _load(self, todo: I32, now: float) -> Load:
+        singles = int(np.count_nonzero(todo == 1))
+        return Load(
+            now=now,
+            running=len(todo),
+            waiting=self._waiting,
+            singles=singles,
+            backlog=int(todo.sum()) - singles,
+            free_pages=self.memory.ledger.available,
+            total_pages=self.memory.ledger.total,
+        )
+
+    def _view(self, slots: I32, now: float) -> SequenceView:
+        table = self.table
+        return SequenceView(
+            now=now,
+            handle=table.handle[slots],
+            arrived=table.arrived[slots],
+            prompt=table.prompt[slots],
+            known=table.known[slots],
+            computed=table.computed[slots],
+            limit=table.limit[slots],
+            preemptions=table.preemptions[slots],
+        )
+
+    def _view_one(self, slot: int, now: float) -> Sequence:
+        return self._view(np.array([slot], dtype=np.int32), now)[0]
+
+    def _tell(self, event: Event) -> None:
+        for policy in self._observers:
+            policy.observe(event)
