@@ -7,7 +7,7 @@ rows, a decode is a run of one, and nothing here or downstream says which is whi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ SAMPLE = -1
 
 
 def _freeze(value: Any) -> None:
-    for column in fields(value):
-        array = getattr(value, column.name)
-        if isinstance(array, np.ndarray):
-            array.flags.writeable = False
+    for name in value.__slots__:
+        array = getattr(value, name)
+        if type(array) is np.ndarray:
+            array.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from shoal.core.policy import Retention
 from shoal.core.table import SequenceTable
@@ -90,15 +89,18 @@ class KVMemory:
         if total > self.ledger.free:
             self.prefix.evict(total - self.ledger.free)
         new = self.ledger.take(total)
-        table = self.table
-        who = np.flatnonzero(missing)
+        who = missing.nonzero()[0]
         slots, missing = slots[who], missing[who]
-        held = table.pages[slots]
-        self._fit(int(slots.max()), int((held + missing).max()))
-        start = np.cumsum(missing) - missing
-        offset = np.arange(total) - np.repeat(start, missing)
-        self.page_table[np.repeat(slots, missing), np.repeat(held, missing) + offset] = new
-        table.pages[slots] = held + missing
+        held = self.table.pages[slots]
+        grown = held + missing
+        self.table.pages[slots] = grown
+        self._fit(int(slots.max()), int(grown.max()))
+        if total == len(slots):
+            self.page_table[slots, held] = new
+            return
+        start = missing.cumsum() - missing
+        column = np.arange(total) + (held - start).repeat(missing)
+        self.page_table[slots.repeat(missing), column] = new
 
     def publish(self, slot: int, tokens: int, now: float) -> None:
         """List the pages of ``slot`` that will be full once ``tokens`` of its slots are computed.
@@ -146,15 +148,14 @@ class KVMemory:
             self.prefix.forget(page)
         self._fresh.clear()
 
-    def gather(self, slots: I32, tokens: I32) -> tuple[I32, I32, I32]:
-        """Page ids that hold slots 0..tokens-1 of each sequence: (first, count, flat pages)."""
-        count: npt.NDArray[np.int32] = -(-tokens // self.page_size)
-        end = np.cumsum(count, dtype=np.int32)
+    def gather(self, slots: I32) -> tuple[I32, I32, I32]:
+        """Page ids of each sequence, in order of its slots: (first, count, flat pages)."""
+        count = self.table.pages[slots]
+        end = count.cumsum(dtype=np.int32)
         first = end - count
-        total = int(end[-1]) if len(end) else 0
         wide = self.page_table.shape[1]
-        index = np.arange(total, dtype=np.int64)
-        index += np.repeat(slots.astype(np.int64) * wide - first, count)
+        index = (slots.astype(np.int64) * wide - first).repeat(count)
+        index += np.arange(len(index))
         return first, count, self.page_table.ravel()[index]
 
     def check(self) -> None:

@@ -138,8 +138,8 @@ class Scheduler:
         load = self._load(todo, now)
         budget = self.admission.budget(load)
         rows = self._share(todo, budget, now)
-        slots, rows, yielded = self._make_room(rows, now)
-        slots, rows = self._enter_memory(slots, rows, now)
+        slots, rows, missing, yielded = self._make_room(rows, now)
+        self._enter_memory(slots, rows, missing, now)
         if not yielded:
             slots, rows = self._admit(slots, rows, budget, load, now)
         if not len(slots):
@@ -166,14 +166,17 @@ class Scheduler:
         table = self.table
         table.computed[flight.slots] += flight.rows
         table.rows[flight.slots] += flight.rows
-        slots = flight.slots[flight.sampling]
+        slots = flight.slots if flight.sampling.all() else flight.slots[flight.sampling]
         tokens = result.tokens[flight.token_index]
-        fresh = slots[table.known[slots] == table.prompt[slots]]
-        table.first_token[fresh[table.first_token[fresh] == 0.0]] = result.ready
+        first = table.known[slots] == table.prompt[slots]
+        if first.any():
+            table.first_token[slots[first]] = result.ready
         table.append(slots, tokens)
-        self._count(flight, len(slots))
+        computed = int(flight.rows.sum())
+        self.counters.computed += computed
+        self.counters.emitted += len(slots)
         if self._observers:
-            self._tell(StepDone(result.step, now, int(flight.rows.sum()), len(flight.slots)))
+            self._tell(StepDone(result.step, now, computed, len(flight.slots)))
         complete = None if result.complete is None else result.complete[flight.token_index]
         return Update(flight.plan, slots, tokens, self._ends(slots, tokens, complete), failed)
 
@@ -238,7 +241,7 @@ class Scheduler:
         if allowed < singles:
             rows[np.cumsum(rows) > allowed] = 0
         left = most - allowed
-        for i in np.flatnonzero(~single).tolist() if singles < len(todo) else ():
+        for i in (~single).nonzero()[0].tolist() if singles < len(todo) else ():
             if left <= 0:
                 break
             slot = int(self.running[i])
@@ -249,16 +252,18 @@ class Scheduler:
             rows[0] = 1
         return rows
 
-    def _make_room(self, rows: I32, now: float) -> tuple[I32, I32, bool]:
-        """(slots, rows, whether somebody had to yield) such that all their pages are available."""
+    def _make_room(self, rows: I32, now: float) -> tuple[I32, I32, I32, bool]:
+        """(slots, rows, pages they lack, whether somebody had to yield): these pages are available."""
         yielded = False
         while True:
             slots = self.running
             missing = self.memory.missing(slots, self.table.computed[slots] + rows)
             missing[rows == 0] = 0
             if int(missing.sum()) <= self.memory.ledger.available:
+                if rows.all():
+                    return slots, rows, missing, yielded
                 work = rows > 0
-                return slots[work], rows[work], yielded
+                return slots[work], rows[work], missing[work], yielded
             yielded = True
             can_wait = np.flatnonzero((rows > 1) & (missing > 0))
             if len(can_wait) and can_wait[-1] > 0:
@@ -290,14 +295,13 @@ class Scheduler:
             self._tell(Preempted(int(table.handle[slot]), now, lost))
         return np.delete(rows, 1 + choice)
 
-    def _enter_memory(self, slots: I32, rows: I32, now: float) -> tuple[I32, I32]:
+    def _enter_memory(self, slots: I32, rows: I32, missing: I32, now: float) -> None:
         """Pages for these rows; pages that they fill are listed for others at once."""
-        table, size = self.table, self.memory.page_size
+        table = self.table
+        self.memory.grow(slots, missing)
         end = table.computed[slots] + rows
-        self.memory.grow(slots, self.memory.missing(slots, end))
-        for i in np.flatnonzero(end // size > table.published[slots]).tolist():
+        for i in (end // self.memory.page_size > table.published[slots]).nonzero()[0].tolist():
             self.memory.publish(int(slots[i]), int(end[i]), now)
-        return slots, rows
 
     # Who enters
 
@@ -359,7 +363,8 @@ class Scheduler:
         table.state[slot] = RUNNING
         self._waiting -= 1
         rows = min(int(table.known[slot] - table.computed[slot]), most)
-        self._enter_memory(np.array([slot], dtype=np.int32), np.array([rows], dtype=np.int32), now)
+        one, many = np.array([slot], dtype=np.int32), np.array([rows], dtype=np.int32)
+        self._enter_memory(one, many, self.memory.missing(one, table.computed[one] + many), now)
         if self._observers:
             self._tell(Admitted(int(table.handle[slot]), now, cached))
         return rows
@@ -374,24 +379,29 @@ class Scheduler:
     def _plan(self, slots: I32, rows: I32) -> _Flight:
         table = self.table
         start = table.computed[slots]
-        end = start + rows
-        last = np.cumsum(rows, dtype=np.int32)
+        last = rows.cumsum(dtype=np.int32)
         total = int(last[-1])
         first = last - rows
-        position = np.arange(total, dtype=np.int32)
-        if total > len(slots):
-            position += np.repeat(start - first, rows)
-            token = table.tokens.ids[np.repeat(table.base[slots], rows) + position]
-        else:
-            position = start
+        sampling = start + rows == table.known[slots]
+        emit_last = np.where(sampling, table.emit[slots], 0).astype(np.int32)
+        if total == len(slots):
+            position, emit = start, emit_last
             token = table.tokens.ids[table.base[slots] + start]
-        sampling = end == table.known[slots]
-        emit = np.zeros(total, dtype=np.int32)
-        emit[last - 1] = np.where(sampling, table.emit[slots], 0)
+        else:
+            position = np.arange(total, dtype=np.int32)
+            position += (start - first).repeat(rows)
+            token = table.tokens.ids[table.base[slots].repeat(rows) + position]
+            emit = np.zeros(total, dtype=np.int32)
+            emit[last - 1] = emit_last
         target = np.full(total, SAMPLE, dtype=np.int32)
-        for i in np.flatnonzero(table.scores_prompt[slots]).tolist():
+        scoring = table.scores_prompt[slots].nonzero()[0].tolist()
+        for i in scoring:
             self._score_prompt(int(slots[i]), int(start[i]), int(first[i]), int(rows[i]), emit, target)
-        first_page, page_count, pages = self.memory.gather(slots, end)
+        if scoring:
+            token_index = ((emit != 0).cumsum() - 1)[last - 1][sampling]
+        else:
+            token_index = np.arange(np.count_nonzero(sampling))
+        first_page, page_count, pages = self.memory.gather(slots)
         self.counters.steps += 1
         plan = StepPlan(
             step=self.counters.steps,
@@ -406,8 +416,7 @@ class Scheduler:
             page_count=page_count,
             pages=pages,
         )
-        order = np.cumsum(emit != 0) - 1
-        return _Flight(plan, slots, rows, sampling, order[last - 1][sampling])
+        return _Flight(plan, slots, rows, sampling, token_index)
 
     def _score_prompt(self, slot: int, start: int, first: int, rows: int, emit: I32, target: I32) -> None:
         """Rows whose next token is in the prompt score it."""
@@ -447,7 +456,7 @@ class Scheduler:
         if complete is not None:
             over |= complete
         ended: list[tuple[int, FinishReason, int | None]] = []
-        for i in np.flatnonzero(over).tolist():
+        for i in over.nonzero()[0].tolist():
             if stopped[i]:
                 ended.append((int(slots[i]), FinishReason.STOP, int(tokens[i])))
             elif complete is not None and complete[i]:
@@ -455,10 +464,6 @@ class Scheduler:
             else:
                 ended.append((int(slots[i]), FinishReason.LENGTH, None))
         return ended
-
-    def _count(self, flight: _Flight, emitted: int) -> None:
-        self.counters.computed += int(flight.rows.sum())
-        self.counters.emitted += emitted
 
     # Views
 
