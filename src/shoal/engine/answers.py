@@ -12,7 +12,7 @@ from shoal.core.plan import I32, ScoredTokens, StepPlan
 from shoal.core.request import Finished, FinishReason, Request, TokenLogprobs
 from shoal.core.table import SequenceTable
 from shoal.engine.detokenizer import StopStrings, StreamDecoder
-from shoal.models.tokenizer import Tokenizer
+from shoal.engine.model import TextModel
 
 
 @dataclass(slots=True)
@@ -45,9 +45,9 @@ class _Watch:
 class Answers:
     """Answers in the making, by slot."""
 
-    def __init__(self, table: SequenceTable, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, table: SequenceTable, model: TextModel | None) -> None:
         self.table = table
-        self.tokenizer = tokenizer
+        self.model = model
         self._scores: dict[int, _Scores] = {}
         self._watches: dict[int, _Watch] = {}
 
@@ -55,11 +55,11 @@ class Answers:
         """Raises CallerError when stop strings are asked of a model without a tokenizer."""
         params = request.params
         if params.stop:
-            if self.tokenizer is None:
+            if self.model is None:
                 raise CallerError(
-                    "stop strings need a tokenizer, this model has none", remedy="use stop_token_ids"
+                    "stop strings need a tokenizer, this engine has none", remedy="use stop_token_ids"
                 )
-            decoder = StreamDecoder(self.tokenizer, params.skip_special_tokens)
+            decoder = StreamDecoder(self.model.tokenizer, params.skip_special_tokens)
             self._watches[slot] = _Watch(decoder, StopStrings(params.stop))
         if params.logprobs is not None or params.prompt_logprobs is not None:
             self._scores[slot] = _Scores([None] * len(request.prompt))

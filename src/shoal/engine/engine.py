@@ -13,8 +13,8 @@ from shoal.core.plan import I32, I64, StepResult
 from shoal.core.request import Finished, FinishReason, Request
 from shoal.core.table import SequenceTable
 from shoal.engine.answers import Answers
+from shoal.engine.model import TextModel
 from shoal.memory.kv import KVMemory
-from shoal.models.tokenizer import Tokenizer
 from shoal.schedule.scheduler import Scheduler, Update
 
 
@@ -33,7 +33,7 @@ class Engine:
     Built by ``shoal.engine.build``; the parts are handed in so that tests can choose each.
 
     Args:
-        tokenizer: needed only by requests with stop strings.
+        model: the cold side; its tokenizer is asked only for requests with stop strings.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Engine:
         memory: KVMemory,
         scheduler: Scheduler,
         executor: Executor,
-        tokenizer: Tokenizer | None = None,
+        model: TextModel | None = None,
     ) -> None:
         self.table = table
         self.memory = memory
         self.scheduler = scheduler
         self.executor = executor
-        self.answers = Answers(table, tokenizer)
+        self.answers = Answers(table, model)
         self._aborted: list[Finished] = []
 
     @property

@@ -1,0 +1,204 @@
+"""From a configuration to an engine, in two steps.
+
+``prepare`` reads headers, chooses sizes and says why; it imports no torch, so that a refused start costs
+nothing. ``start`` loads the weights and puts the parts together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shoal.core.config import NULL_MODEL, EngineConfig
+from shoal.core.errors import OperatorError
+from shoal.core.executor import Executor
+from shoal.core.policies import make
+from shoal.core.policy import Policy
+from shoal.core.table import SequenceTable
+from shoal.engine import machine
+from shoal.engine.engine import Engine
+from shoal.engine.model import StoredModel, TextModel
+from shoal.engine.null_executor import NullExecutor
+from shoal.engine.null_model import RESERVED, NullModel
+from shoal.memory.kv import KVMemory
+from shoal.models.architecture import Architecture
+from shoal.models.files import open_model
+from shoal.models.registry import read_architecture
+from shoal.schedule.scheduler import Scheduler
+
+Progress = Callable[[int, int], None]
+_ITEM = {"float32": 4, "bfloat16": 2}
+_NULL_LENGTH, _NULL_PAGES = 4096, 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything decided before the weights are read.
+
+    Attributes:
+        dtype: float32 or bfloat16.
+        threads: compute threads.
+        pages: pages of the KV pool.
+        choices: what was chosen and why, one short phrase each.
+    """
+
+    config: EngineConfig
+    model: TextModel
+    architecture: Architecture | None
+    dtype: str
+    threads: int
+    pages: int
+    choices: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        """The choices in one line."""
+        return " · ".join(self.choices)
+
+
+def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
+    """Read the model's headers and choose what the configuration leaves open.
+
+    Raises:
+        OperatorError: the model cannot be read, or does not fit.
+    """
+    config.checked()
+    policies(config)
+    if config.model == NULL_MODEL:
+        return _prepare_null(config)
+    files = open_model(config.model, config.load_format)
+    architecture = read_architecture(files.config, str(files.path))
+    dtype, why = _dtype(config, files.stored_dtype)
+    threads, threads_why = machine.threads(config.threads)
+    weights = architecture.weight_bytes(_ITEM[dtype])
+    page_bytes = architecture.kv_bytes_per_token(_ITEM[dtype]) * config.page_size
+    memory, memory_why = _kv_memory(config, weights)
+    pages = memory // page_bytes
+    length = _length(config, architecture.longest, pages * config.page_size)
+    pages = min(pages, config.max_num_seqs * -(-length // config.page_size))
+    model = StoredModel(files, architecture.embed.vocabulary, length, dtype, chat_template)
+    choices = (
+        f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
+        f"{config.device} {dtype} ({why})",
+        f"{threads} threads ({threads_why}), {machine.isa()}",
+        f"KV {pages * page_bytes / 2**30:.2f} GiB = {pages * config.page_size:,} tokens ({memory_why})",
+        f"longest sequence {length:,}",
+        policy_line(config),
+    )
+    return Prepared(config, model, architecture, dtype, threads, pages, choices)
+
+
+def start(prepared: Prepared, progress: Progress | None = None) -> Engine:
+    """Load the weights and build the engine.
+
+    Args:
+        progress: called with (bytes done, bytes in all) while weights are read.
+
+    Raises:
+        OperatorError: the weights cannot be read.
+    """
+    config = prepared.config
+    executor: Executor
+    if prepared.architecture is None:
+        executor = NullExecutor(
+            prepared.pages, config.page_size, prepared.model.vocabulary, time.perf_counter, reserved=RESERVED
+        )
+    else:
+        from shoal.engine.tensors.start import model_executor
+
+        executor = model_executor(prepared, progress)
+    return assemble(config, executor, prepared.model)
+
+
+def assemble(config: EngineConfig, executor: Executor, model: TextModel) -> Engine:
+    """An engine around an executor: table, memory, policies, scheduler."""
+    table = SequenceTable()
+    order, admission, victim, retention = policies(config)
+    rng = np.random.default_rng(config.seed)
+    for policy in (order, admission, victim, retention):
+        policy.bind(rng)
+    memory = KVMemory(table, executor.pages, executor.page_size, retention, config.prefix_reuse)
+    scheduler = Scheduler(
+        table,
+        memory,
+        order,
+        admission,
+        victim,
+        max_running=config.max_num_seqs,
+        max_length=model.max_model_len,
+    )
+    return Engine(table, memory, scheduler, executor, model)
+
+
+def policies(config: EngineConfig) -> tuple[Policy, Policy, Policy, Policy]:
+    """The four policies of a configuration, not yet bound; the default admission takes its row budget
+    from ``max_num_batched_tokens``."""
+    admission = config.admission or f"chunked:rows={config.max_num_batched_tokens}"
+    return (
+        make("order", config.order),
+        make("admission", admission),
+        make("victim", config.victim),
+        make("retention", config.retention),
+    )
+
+
+def policy_line(config: EngineConfig) -> str:
+    """The policies in force, for people."""
+    names = (f"{policy.seam} {policy!r}" for policy in policies(config))
+    reuse = "" if config.prefix_reuse else ", prefix reuse off"
+    return ", ".join(names) + reuse
+
+
+def _prepare_null(config: EngineConfig) -> Prepared:
+    length = config.max_model_len or _NULL_LENGTH
+    pages = max(_NULL_PAGES, -(-length // config.page_size))
+    if config.kv_memory is not None:
+        pages = config.kv_memory // (8 * config.page_size)
+        length = _length(config, length, pages * config.page_size)
+    choices = ("null model: no weights, tokens are a function of the ids", policy_line(config))
+    return Prepared(config, NullModel(length), None, "float32", 1, pages, choices)
+
+
+def _dtype(config: EngineConfig, stored: str) -> tuple[str, str]:
+    if config.dtype != "auto":
+        return config.dtype, "as asked"
+    if config.device == "cpu":
+        return "float32", "default on CPU; bfloat16 is not faster yet"
+    return ("bfloat16", "as stored") if stored != "F32" else ("float32", "as stored")
+
+
+def _kv_memory(config: EngineConfig, weights: int) -> tuple[int, str]:
+    """(bytes for the KV pool, why)."""
+    if config.kv_memory is not None:
+        return config.kv_memory, "as asked"
+    if config.device != "cpu":
+        from shoal.engine.tensors.start import device_memory
+
+        free, reserve = device_memory(config.device), machine.DEVICE_RESERVE
+    else:
+        free, reserve = machine.memory(), machine.RESERVE
+    left = free - weights - reserve
+    why = f"{free / 2**30:.1f} GiB free, weights {weights / 2**30:.2f}, reserve {reserve / 2**30:.1f}"
+    if left <= 0:
+        raise OperatorError(f"no memory left for KV: {why}", remedy="use a smaller model or --kv-memory")
+    return left, why
+
+
+def _length(config: EngineConfig, longest: int, slots: int) -> int:
+    if config.max_model_len is not None:
+        if config.max_model_len > longest:
+            raise OperatorError(
+                f"--max-model-len {config.max_model_len} is above the model's {longest}", remedy="lower it"
+            )
+        if config.max_model_len > slots:
+            raise OperatorError(
+                f"--max-model-len {config.max_model_len} does not fit the KV pool of {slots} tokens",
+                remedy="lower it or raise --kv-memory",
+            )
+        return config.max_model_len
+    if slots < 2:
+        raise OperatorError("the KV pool holds less than two tokens", remedy="raise --kv-memory")
+    return min(longest, slots)
