@@ -178,7 +178,6 @@ class GgufNames:
             "num_attention_heads": heads,
             "num_key_value_heads": self._get("attention.head_count_kv", int, heads),
             "head_dim": head_size,
-            "hidden_act": "silu",
             "max_position_embeddings": self._get("context_length", int),
             "rms_norm_eps": self._get("attention.layer_norm_rms_epsilon", float),
             "rope_theta": self._get("rope.freq_base", float, 10000.0),
@@ -188,26 +187,30 @@ class GgufNames:
         if self.architecture == "gemma3":
             config |= self._gemma(config)
         else:
-            window = self._get("attention.sliding_window", int, 0)
-            config |= self._biases() | ({"sliding_window": window} if window else {})
-            if window and self.architecture == "llama":
-                # Only Mistral among the models of this architecture has a window, on every layer.
-                config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-            elif window:
-                config |= {"use_sliding_window": True, "max_window_layers": 0}
+            config |= {"hidden_act": "silu"} | self._window_and_biases()
         return config
 
     def _stated(self) -> set[str]:
         return {key.removeprefix(self.architecture + ".") for key in self.header.metadata}
 
-    def _biases(self) -> dict[str, Any]:
-        if self.architecture == "qwen2":
-            return {}
+    def _window_and_biases(self) -> dict[str, Any]:
+        window = self._get("attention.sliding_window", int, 0)
+        if self.architecture == "qwen2" or (self.architecture == "qwen3" and window):
+            return (
+                {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 0}
+                if window
+                else {}
+            )
+        if window:
+            # Only Mistral among the models of the llama architecture has a window, on every layer.
+            return {
+                "model_type": "mistral",
+                "architectures": ["MistralForCausalLM"],
+                "sliding_window": window,
+            }
         names = self.header.tensors
-        return {
-            "attention_bias": "blk.0.attn_q.bias" in names,
-            "mlp_bias": "blk.0.ffn_down.bias" in names,
-        }
+        biases = {"attention_bias": "blk.0.attn_q.bias" in names}
+        return biases | ({"mlp_bias": "blk.0.ffn_down.bias" in names} if self.architecture == "llama" else {})
 
     def _gemma(self, config: dict[str, Any]) -> dict[str, Any]:
         layers = config["num_hidden_layers"]
@@ -227,14 +230,11 @@ class GgufNames:
         )
         return {
             "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_act": "gelu_pytorch_tanh",
             "sliding_window": self._get("attention.sliding_window", int),
             "layer_types": ["sliding_attention" if flag else "full_attention" for flag in windowed],
             "rope_local_base_freq": self._get("rope.freq_base_swa", float, 10000.0),
             "query_pre_attn_scalar": scalar,
             "attention_bias": False,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
         }
 
     def _rope_scaling(self) -> dict[str, Any] | None:
