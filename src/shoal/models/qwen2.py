@@ -1,0 +1,30 @@
+"""Qwen2 and Qwen2.5: biases on queries, keys and values; a window in the upper layers if switched on."""
+
+from __future__ import annotations
+
+from shoal.models.architecture import Architecture, Layer
+from shoal.models.config import ConfigReader
+from shoal.models.decoder import attention, decoder, layer_windows, mlp, norm, rope
+
+
+def qwen2(config: ConfigReader) -> Architecture:
+    config.assume(
+        vocab_size=151_936,
+        hidden_size=4096,
+        intermediate_size=22016,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=32768,
+    )
+    windows = layer_windows(config)
+
+    def layer(index: int) -> Layer:
+        return Layer(
+            attention=attention(
+                config, lambda size: rope(config, size), window=windows[index], qkv_bias=True
+            ),
+            mlp=mlp(config),
+            norm=norm(config),
+        )
+
+    return decoder(config, "Qwen2ForCausalLM", layer)

@@ -1,0 +1,183 @@
+"""Weights in memory: checked against the architecture first, then read a slice of rows at a time.
+
+Rows are converted straight into the tensor that stays, so that memory never holds a tensor twice.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shoal.core.errors import OperatorError
+from shoal.models.architecture import Architecture, Parameter, Part
+
+SLICE_BYTES = 16 << 20
+BLOCK_ELEMENTS = 1 << 20
+
+
+class HasShape(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class TensorSource(Protocol):
+    """Stored tensors by their Hugging Face names."""
+
+    @property
+    def tensors(self) -> Mapping[str, HasShape]: ...
+
+    def read(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """The tensor, or some of its rows, as ``dtype`` in main memory; not to be written to."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Every parameter of an architecture under its name there; norms are float32 factors."""
+
+    tensors: Mapping[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def load_weights(
+    architecture: Architecture,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: Callable[[int, int], None] | None = None,
+) -> Weights:
+    """All parameters of ``architecture`` from ``source``.
+
+    Args:
+        progress: called with the bytes in place so far and their total.
+
+    Raises:
+        OperatorError: a tensor is missing, of another shape, or not one the architecture has (named); or
+            memory does not reach.
+    """
+    device = torch.device(device)
+    stored = check_tensors(architecture, source.tensors)
+    total, done = architecture.weight_bytes(dtype.itemsize), 0
+    tensors = {}
+    for parameter in architecture.parameters():
+        kept = torch.float32 if parameter.role == "norm" else dtype
+        target = _allocate(parameter, kept, device, total)
+        row = 0
+        for part in parameter.parts:
+            end = row + part.shape[0]
+            _copy(target[row:end], source, stored[part.name])
+            row = end
+        if parameter.shift:
+            target += parameter.shift
+        tensors[parameter.name] = target
+        done += target.nbytes
+        if progress is not None:
+            progress(done, total)
+    return Weights(tensors, dtype, device)
+
+
+def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> dict[str, str]:
+    """The stored name of every tensor the architecture needs; nothing is read.
+
+    Raises:
+        OperatorError: one is missing, has another shape, stands there twice, or is not known.
+    """
+    needed = {part.name: part.shape for parameter in architecture.parameters() for part in parameter.parts}
+    stored: dict[str, str] = {}
+    for name, info in found.items():
+        canonical = architecture.canonical(name)
+        if architecture.ignores(canonical) or architecture.ignores(name):
+            continue
+        if canonical not in needed:
+            raise OperatorError(
+                f"tensor {name[:200]!r} is not part of {architecture.name}",
+                remedy="the model has parts shoal does not compute; use another model",
+            )
+        if canonical in stored:
+            raise OperatorError(
+                f"tensors {stored[canonical][:200]!r} and {name[:200]!r} are the same one",
+                remedy="remove one of them",
+            )
+        if tuple(info.shape) != needed[canonical]:
+            raise OperatorError(
+                f"tensor {name[:200]!r} has shape {tuple(info.shape)}, config.json says {needed[canonical]}",
+                remedy="download the model again, or correct config.json",
+            )
+        stored[canonical] = name
+    for name in needed:
+        if name not in stored:
+            raise OperatorError(f"tensor {name!r} is missing", remedy="download the model again")
+    return stored
+
+
+def _allocate(parameter: Parameter, dtype: torch.dtype, device: torch.device, total: int) -> Tensor:
+    try:
+        return torch.empty(parameter.shape, dtype=dtype, device=device)
+    except (RuntimeError, MemoryError) as error:
+        raise OperatorError(
+            f"no memory for {parameter.name} of {parameter.elements * dtype.itemsize / 1e9:.2f} GB "
+            f"(all weights: {total / 1e9:.2f} GB)",
+            remedy="use a smaller model, a smaller type, or a machine with more memory",
+        ) from error
+
+
+def _copy(target: Tensor, source: TensorSource, name: str) -> None:
+    rows = target.shape[0]
+    step = max(1, SLICE_BYTES // max(1, target.nbytes // rows))
+    if step >= rows:
+        target.copy_(source.read(name, None, target.dtype))
+        return
+    for row in range(0, rows, step):
+        taken = slice(row, min(row + step, rows))
+        target[taken].copy_(source.read(name, taken, target.dtype))
+
+
+class DummySource:
+    """Random weights: every tensor depends on (seed, its name) alone. Norms leave their input's size.
+
+    Values are drawn in blocks of whole rows, so any slice of rows is the same as in the whole.
+    """
+
+    def __init__(self, architecture: Architecture, seed: int) -> None:
+        self.seed = seed
+        self.tensors: dict[str, Part] = {}
+        self._norms: dict[str, float] = {}
+        for parameter in architecture.parameters():
+            for part in parameter.parts:
+                self.tensors[part.name] = part
+                if parameter.role == "norm":
+                    self._norms[part.name] = 1.0 - parameter.shift
+
+    def read(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        shape = self.tensors[name].shape
+        start, stop, _ = (rows or slice(None)).indices(shape[0])
+        if name in self._norms:
+            return torch.full((stop - start, *shape[1:]), self._norms[name], dtype=dtype)
+        height = max(1, BLOCK_ELEMENTS // (shape[1] if len(shape) == 2 else 1))
+        result = torch.empty(stop - start, *shape[1:], dtype=dtype)
+        for block in range(start // height, -(-stop // height)):
+            first = block * height
+            drawn = self._block(name, block, (min(height, shape[0] - first), *shape[1:]))
+            low, high = max(start, first), min(stop, first + len(drawn))
+            result[low - start : high - start] = drawn[low - first : high - first]
+        return result
+
+    def _block(self, name: str, block: int, shape: tuple[int, ...]) -> Tensor:
+        key = zlib.crc32(f"{name}:{block}".encode())
+        generator = torch.Generator().manual_seed((self.seed << 32 | key) % (1 << 63))
+        return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+def dummy_source(architecture: Architecture, seed: int = 0) -> DummySource:
+    """Random weights for ``--load-format dummy``: standard deviation 0.02."""
+    return DummySource(architecture, seed)
