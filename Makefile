@@ -9,7 +9,7 @@ ROWS ?=
 .PHONY: help install demo test check format test-long acceptance bench clean
 
 help:
-	@echo 'make demo        label a file with a real model (Gemma 3 270M)'
+	@echo 'make demo        label a file with a real model (Gemma 3 270M); ROWS=40 for a short one'
 	@echo 'make test        every promise at small sizes, under 8 minutes on 2 cores'
 	@echo 'make check       ruff, mypy, import doors'
 	@echo 'make test-long   the same tests at full sizes; WHAT=run picks a table'
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(if $(ROWS),--rows $(ROWS))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
