@@ -28,16 +28,17 @@ _COLUMNS: dict[str, Any] = {
     "computed": np.int32,
     "limit": np.int32,
     "floor": np.int32,
-    "emit": np.int8,
+    "emit": np.int32,
     "scores_prompt": np.bool_,
     "key": np.float64,
     "pages": np.int32,
-    "published": np.int32,
+    "border": np.int32,
     "node": np.int32,
     "skipped": np.int32,
     "cached": np.int32,
-    "rows": np.int32,
+    "adopted": np.int32,
     "preemptions": np.int32,
+    "dropped": np.int32,
     "lost": np.int32,
     "arrived": np.float64,
     "admitted": np.float64,
@@ -52,10 +53,11 @@ class SequenceTable:
 
     floor: no end is honoured before ``known`` reaches this. emit: what the last row emits (core.plan).
     scores_prompt: the prompt's own tokens are scored too. key: the order policy's sort key.
-    pages: entries of its page table in use. published: of these, how many the prefix index lists as its
-    chain, ending in page ``node`` (-1 at the root, ``DETACHED`` once it no longer publishes).
-    skipped: newcomers that passed it in the queue. cached: prompt tokens taken from the prefix cache.
-    rows: rows computed so far. lost: of these, computed again. room: ids its stretch of ``ids`` holds.
+    pages: entries of its page table in use. border: computed tokens at which its next page goes into the
+    prefix index, below page ``node`` (-1 at the root); ``NEVER`` once it no longer lists pages.
+    skipped: newcomers that passed it in the queue. cached: prompt tokens taken from the prefix cache at
+    its first entry. adopted: all tokens taken from it. dropped: computed tokens given up by preemption.
+    lost: of these, not found in the cache again. room: ids its stretch of ``ids`` holds.
     stop_ids: shape (slots, widest), ids that end the sequence, padded with -1.
     """
 
@@ -66,16 +68,17 @@ class SequenceTable:
     computed: npt.NDArray[np.int32]
     limit: npt.NDArray[np.int32]
     floor: npt.NDArray[np.int32]
-    emit: npt.NDArray[np.int8]
+    emit: npt.NDArray[np.int32]
     scores_prompt: npt.NDArray[np.bool_]
     key: npt.NDArray[np.float64]
     pages: npt.NDArray[np.int32]
-    published: npt.NDArray[np.int32]
+    border: npt.NDArray[np.int32]
     node: npt.NDArray[np.int32]
     skipped: npt.NDArray[np.int32]
     cached: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int32]
+    adopted: npt.NDArray[np.int32]
     preemptions: npt.NDArray[np.int32]
+    dropped: npt.NDArray[np.int32]
     lost: npt.NDArray[np.int32]
     arrived: npt.NDArray[np.float64]
     admitted: npt.NDArray[np.float64]
@@ -138,15 +141,21 @@ class SequenceTable:
         end = self.known[slot] if stop is None else stop
         return self.tokens.ids[base + start : base + end]
 
-    def append(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:
-        """One more known id for each of ``slots``, shape (m,)."""
+    def append(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """One more known id for each of ``slots``; returns how many each knows now. Shapes (m,)."""
         known = self.known[slots]
         full = known >= self.room[slots]
         if full.any():
             for slot in slots[full]:
                 self._widen(int(slot))
         self.tokens.ids[self.base[slots] + known] = tokens
-        self.known[slots] = known + 1
+        known += 1
+        self.known[slots] = known
+        return known
+
+    def computed_rows(self, slot: int) -> int:
+        """Rows computed for this sequence so far, those computed again included."""
+        return int(self.computed[slot] + self.dropped[slot] - self.adopted[slot])
 
     def request(self, slot: int) -> Request:
         request = self.requests[slot]

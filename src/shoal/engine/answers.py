@@ -135,7 +135,7 @@ class Answers:
             logprobs=tuple(scores.output) if scores and params.logprobs is not None else None,
             prompt_logprobs=tuple(scores.prompt) if scores and params.prompt_logprobs is not None else None,
             cached=int(table.cached[slot]),
-            computed=int(table.rows[slot]),
+            computed=table.computed_rows(slot),
             preemptions=int(table.preemptions[slot]),
             lost=int(table.lost[slot]),
             arrived=float(table.arrived[slot]),

@@ -9,14 +9,14 @@ from shoal.core.table import SequenceTable
 from shoal.memory.ledger import I32, Ledger
 from shoal.memory.prefix import ROOT, PrefixIndex
 
-DETACHED = -2
-"""In column ``node``: another sequence lists this content, so this one's pages stay its own."""
+NEVER = 2**31 - 1
+"""In column ``border``: this sequence's further pages stay its own."""
 
 
 class KVMemory:
     """Pages for sequences. Asks the retention policy which cached page goes, and does the rest itself.
 
-    The table's columns ``pages``, ``published`` and ``node`` belong to this class; no other writes them.
+    The table's columns ``pages``, ``border`` and ``node`` belong to this class; no other writes them.
 
     Args:
         table: the engine's sequences.
@@ -40,9 +40,18 @@ class KVMemory:
         """Pages that ``tokens`` slots take."""
         return -(-tokens // self.page_size)
 
+    def open(self, slot: int) -> None:
+        """A new sequence, which holds nothing yet."""
+        self.table.border[slot] = self.page_size if self.reuse else NEVER
+        self.table.node[slot] = ROOT
+
     def missing(self, slots: I32, tokens: I32) -> I32:
         """Pages that each of ``slots`` lacks to hold ``tokens`` slots, shape (m,), int32."""
-        need: I32 = -(-tokens // self.page_size) - self.table.pages[slots]
+        held = self.table.pages[slots]
+        lacking = tokens > held * self.page_size
+        if not lacking.any():
+            return lacking.astype(np.int32)
+        need: I32 = -(-tokens // self.page_size) - held
         return np.maximum(need, 0, out=need)
 
     def find(self, slot: int) -> list[int]:
@@ -53,13 +62,12 @@ class KVMemory:
         """
         table = self.table
         start = int(table.computed[slot])
-        node = int(table.node[slot])
-        if not self.reuse or node == DETACHED or start % self.page_size or table.scores_prompt[slot]:
+        if table.border[slot] == NEVER or start % self.page_size or table.scores_prompt[slot]:
             return []
         full = (int(table.known[slot]) - 1 - start) // self.page_size
         if full <= 0:
             return []
-        return self.prefix.match(node, table.ids(slot, start, start + full * self.page_size))
+        return self.prefix.match(int(table.node[slot]), table.ids(slot, start, start + full * self.page_size))
 
     def idle_among(self, pages: list[int]) -> int:
         """How many of these listed pages nobody holds: taking them makes fewer available."""
@@ -75,10 +83,12 @@ class KVMemory:
         self.prefix.use(found, now)
         self._fit(slot, first + len(pages))
         self.page_table[slot, first : first + len(pages)] = found
-        table.pages[slot] = table.published[slot] = first + len(pages)
+        table.pages[slot] = first + len(pages)
+        table.border[slot] = (first + len(pages) + 1) * self.page_size
         table.node[slot] = pages[-1]
         tokens = len(pages) * self.page_size
         table.computed[slot] += tokens
+        table.adopted[slot] += tokens
         return tokens
 
     def grow(self, slots: I32, missing: I32) -> None:
@@ -103,28 +113,22 @@ class KVMemory:
         self.page_table[slots.repeat(missing), column] = new
 
     def publish(self, slot: int, tokens: int, now: float) -> None:
-        """List the pages of ``slot`` that will be full once ``tokens`` of its slots are computed.
+        """List the pages of ``slot`` that will be full once ``tokens`` (at least its border) are computed.
 
         Called when the step that fills them is planned: K/V of all rows of a layer are written before any
         row reads, so another sequence may take the page in the very same step.
         """
-        table = self.table
+        table, size = self.table, self.page_size
         node = int(table.node[slot])
-        first, full = int(table.published[slot]), tokens // self.page_size
-        if not self.reuse or node == DETACHED or full <= first:
-            return
-        size = self.page_size
+        first, full = int(table.border[slot]) // size - 1, tokens // size
         text = table.ids(slot, first * size, full * size).tobytes()
-        pages = self.page_table[slot, first:full].tolist()
-        for i, page in enumerate(pages):
+        for i, page in enumerate(self.page_table[slot, first:full].tolist()):
             if not self.prefix.publish(node, text[4 * size * i : 4 * size * (i + 1)], page, now):
-                table.node[slot] = DETACHED
-                table.published[slot] = first + i
+                table.border[slot] = NEVER
                 return
             self._fresh.append(page)
-            node = page
-        table.node[slot] = node
-        table.published[slot] = full
+            table.node[slot] = node = page
+        table.border[slot] = (full + 1) * size
 
     def release(self, slot: int, now: float) -> None:
         """Give back everything ``slot`` holds; its listed pages stay in the cache."""
@@ -132,8 +136,8 @@ class KVMemory:
         if table.pages[slot] == 0:
             return
         pages = self.page_table[slot, : table.pages[slot]]
-        table.pages[slot] = table.published[slot] = table.computed[slot] = 0
-        table.node[slot] = ROOT
+        table.pages[slot] = table.computed[slot] = 0
+        self.open(slot)
         idle = self.ledger.drop(pages)
         if len(idle):
             self.prefix.idle(idle, now)
@@ -168,7 +172,10 @@ class KVMemory:
             pages = self.page_table[slot, : table.pages[slot]]
             assert len(np.unique(pages)) == len(pages), "a page twice in one table"
             assert table.pages[slot] * self.page_size >= table.computed[slot]
-            assert np.all(self.ledger.listed[pages[: table.published[slot]]])
+            if table.border[slot] != NEVER:
+                listed = table.border[slot] // self.page_size - 1
+                assert np.all(self.ledger.listed[pages[:listed]])
+                assert table.node[slot] == (pages[listed - 1] if listed else ROOT)
             counted[pages] += 1
         assert np.array_equal(counted, self.ledger.count), "a page's count is its holders"
 

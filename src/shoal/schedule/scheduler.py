@@ -121,6 +121,7 @@ class Scheduler:
         slot = table.add(
             request, limit=min(most, self.max_length), stop_ids=(*ends, *params.stop_token_ids), now=now
         )
+        self.memory.open(slot)
         table.emit[slot] = EMIT_TOKEN if params.logprobs is None else EMIT_LOGPROBS
         table.scores_prompt[slot] = params.prompt_logprobs is not None
         self._new.append(slot)
@@ -134,13 +135,17 @@ class Scheduler:
         if self._flight is not None or (not len(self.running) and not self._waiting):
             return []
         self._rank(now)
-        todo = self.table.known[self.running] - self.table.computed[self.running]
+        start = self.table.computed[self.running]
+        todo = self.table.known[self.running] - start
         load = self._load(todo, now)
         budget = self.admission.budget(load)
-        rows = self._share(todo, budget, now)
-        slots, rows, missing, yielded = self._make_room(rows, now)
-        self._enter_memory(slots, rows, missing, now)
-        if not yielded:
+        if load.backlog or load.singles > min(budget.singles, budget.rows):
+            rows = self._share(todo, budget, now)
+            start = self.table.computed[self.running]
+        else:
+            rows = np.ones(len(todo), dtype=np.int32)
+        slots, rows, yielded = self._make_room(start, rows, now)
+        if self._waiting and not yielded:
             slots, rows = self._admit(slots, rows, budget, load, now)
         if not len(slots):
             raise InternalError(
@@ -165,20 +170,19 @@ class Scheduler:
             self.memory.confirm()
         table = self.table
         table.computed[flight.slots] += flight.rows
-        table.rows[flight.slots] += flight.rows
-        slots = flight.slots if flight.sampling.all() else flight.slots[flight.sampling]
-        tokens = result.tokens[flight.token_index]
-        first = table.known[slots] == table.prompt[slots]
+        slots, tokens = flight.slots[flight.sampling], result.tokens[flight.token_index]
+        known = table.append(slots, tokens)
+        first = known == table.prompt[slots] + 1
         if first.any():
             table.first_token[slots[first]] = result.ready
-        table.append(slots, tokens)
         computed = int(flight.rows.sum())
         self.counters.computed += computed
         self.counters.emitted += len(slots)
         if self._observers:
             self._tell(StepDone(result.step, now, computed, len(flight.slots)))
         complete = None if result.complete is None else result.complete[flight.token_index]
-        return Update(flight.plan, slots, tokens, self._ends(slots, tokens, complete), failed)
+        ended = self._ends(slots, tokens, known, complete)
+        return Update(flight.plan, slots, tokens, ended, failed)
 
     def finish(self, slot: int, reason: FinishReason, now: float) -> None:
         """The sequence has its answer: it leaves queue, memory and table."""
@@ -252,24 +256,28 @@ class Scheduler:
             rows[0] = 1
         return rows
 
-    def _make_room(self, rows: I32, now: float) -> tuple[I32, I32, I32, bool]:
-        """(slots, rows, pages they lack, whether somebody had to yield): these pages are available."""
+    def _make_room(self, start: I32, rows: I32, now: float) -> tuple[I32, I32, bool]:
+        """(slots, rows, whether somebody had to yield); these rows have their pages."""
         yielded = False
         while True:
-            slots = self.running
-            missing = self.memory.missing(slots, self.table.computed[slots] + rows)
-            missing[rows == 0] = 0
+            slots, end = self.running, start + rows
+            missing = self.memory.missing(slots, end)
+            if not rows.all():
+                missing[rows == 0] = 0
             if int(missing.sum()) <= self.memory.ledger.available:
-                if rows.all():
-                    return slots, rows, missing, yielded
-                work = rows > 0
-                return slots[work], rows[work], missing[work], yielded
+                break
             yielded = True
             can_wait = np.flatnonzero((rows > 1) & (missing > 0))
             if len(can_wait) and can_wait[-1] > 0:
                 rows[can_wait[-1]] = 0
                 continue
             rows = self._yield_one(rows, now)
+            start = self.table.computed[self.running]
+        if not rows.all():
+            work = rows > 0
+            slots, rows, end, missing = slots[work], rows[work], end[work], missing[work]
+        self._enter_memory(slots, end, missing, now)
+        return slots, rows, yielded
 
     def _yield_one(self, rows: I32, now: float) -> I32:
         """Preempt one sequence, never the first in order: so somebody always gets on."""
@@ -283,6 +291,7 @@ class Scheduler:
         table = self.table
         lost = int(table.computed[slot])
         table.preemptions[slot] += 1
+        table.dropped[slot] += lost
         table.lost[slot] += lost
         self.counters.preemptions += 1
         self.counters.lost += lost
@@ -295,12 +304,10 @@ class Scheduler:
             self._tell(Preempted(int(table.handle[slot]), now, lost))
         return np.delete(rows, 1 + choice)
 
-    def _enter_memory(self, slots: I32, rows: I32, missing: I32, now: float) -> None:
-        """Pages for these rows; pages that they fill are listed for others at once."""
-        table = self.table
+    def _enter_memory(self, slots: I32, end: I32, missing: I32, now: float) -> None:
+        """Pages for the tokens up to ``end``; pages that they fill are listed for others at once."""
         self.memory.grow(slots, missing)
-        end = table.computed[slots] + rows
-        for i in (end // self.memory.page_size > table.published[slots]).nonzero()[0].tolist():
+        for i in (end >= self.table.border[slots]).nonzero()[0].tolist():
             self.memory.publish(int(slots[i]), int(end[i]), now)
 
     # Who enters
@@ -363,8 +370,9 @@ class Scheduler:
         table.state[slot] = RUNNING
         self._waiting -= 1
         rows = min(int(table.known[slot] - table.computed[slot]), most)
-        one, many = np.array([slot], dtype=np.int32), np.array([rows], dtype=np.int32)
-        self._enter_memory(one, many, self.memory.missing(one, table.computed[one] + many), now)
+        one = np.array([slot], dtype=np.int32)
+        end = table.computed[one] + np.int32(rows)
+        self._enter_memory(one, end, self.memory.missing(one, end), now)
         if self._observers:
             self._tell(Admitted(int(table.handle[slot]), now, cached))
         return rows
@@ -383,24 +391,23 @@ class Scheduler:
         total = int(last[-1])
         first = last - rows
         sampling = start + rows == table.known[slots]
-        emit_last = np.where(sampling, table.emit[slots], 0).astype(np.int32)
+        target = np.full(total, SAMPLE, dtype=np.int32)
+        token_index = np.arange(np.count_nonzero(sampling))
         if total == len(slots):
-            position, emit = start, emit_last
+            position = start
             token = table.tokens.ids[table.base[slots] + start]
+            emit = table.emit[slots] * sampling
         else:
             position = np.arange(total, dtype=np.int32)
             position += (start - first).repeat(rows)
             token = table.tokens.ids[table.base[slots].repeat(rows) + position]
             emit = np.zeros(total, dtype=np.int32)
-            emit[last - 1] = emit_last
-        target = np.full(total, SAMPLE, dtype=np.int32)
-        scoring = table.scores_prompt[slots].nonzero()[0].tolist()
-        for i in scoring:
-            self._score_prompt(int(slots[i]), int(start[i]), int(first[i]), int(rows[i]), emit, target)
-        if scoring:
+            emit[last - 1] = table.emit[slots] * sampling
+        scoring = table.scores_prompt[slots]
+        if scoring.any():
+            for i in scoring.nonzero()[0].tolist():
+                self._score_prompt(int(slots[i]), int(start[i]), int(first[i]), int(rows[i]), emit, target)
             token_index = ((emit != 0).cumsum() - 1)[last - 1][sampling]
-        else:
-            token_index = np.arange(np.count_nonzero(sampling))
         first_page, page_count, pages = self.memory.gather(slots)
         self.counters.steps += 1
         plan = StepPlan(
@@ -447,22 +454,23 @@ class Scheduler:
         )
 
     def _ends(
-        self, slots: I32, tokens: I32, complete: npt.NDArray[np.bool_] | None
+        self, slots: I32, tokens: I32, known: I32, complete: npt.NDArray[np.bool_] | None
     ) -> list[tuple[int, FinishReason, int | None]]:
         table = self.table
-        known = table.known[slots]
-        stopped = (table.stop_ids[slots] == tokens[:, None]).any(axis=1) & (known > table.floor[slots])
-        over = stopped | (known >= table.limit[slots])
+        over = known >= table.limit[slots]
+        stopped = (table.stop_ids[slots] == tokens[:, None]).any(axis=1)
+        over |= stopped
         if complete is not None:
             over |= complete
         ended: list[tuple[int, FinishReason, int | None]] = []
         for i in over.nonzero()[0].tolist():
-            if stopped[i]:
-                ended.append((int(slots[i]), FinishReason.STOP, int(tokens[i])))
+            slot = int(slots[i])
+            if stopped[i] and known[i] > table.floor[slot]:
+                ended.append((slot, FinishReason.STOP, int(tokens[i])))
             elif complete is not None and complete[i]:
-                ended.append((int(slots[i]), FinishReason.STOP, None))
-            else:
-                ended.append((int(slots[i]), FinishReason.LENGTH, None))
+                ended.append((slot, FinishReason.STOP, None))
+            elif known[i] >= table.limit[slot]:
+                ended.append((slot, FinishReason.LENGTH, None))
         return ended
 
     # Views
@@ -474,7 +482,7 @@ class Scheduler:
             running=len(todo),
             waiting=self._waiting,
             singles=singles,
-            backlog=int(todo.sum()) - singles,
+            backlog=int(todo.sum()) - singles if singles < len(todo) else 0,
             free_pages=self.memory.ledger.available,
             total_pages=self.memory.ledger.total,
         )
