@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from shoal.core.errors import InternalError
-from shoal.core.plan import EMIT_LOGPROBS, ScoredTokens, StepPlan, StepResult
+from shoal.core.plan import EMIT_LOGPROBS, I32, I64, ScoredTokens, StepPlan, StepResult
 from shoal.core.request import Request
 from shoal.engine.tensors.sampler import SampledRows, Sampler
 from shoal.models.tensors.model import Model
@@ -97,7 +99,7 @@ class ModelExecutor:
             failures=failures,
         )
 
-    def _sample(self, plan: StepPlan, hidden: torch.Tensor, rows: np.ndarray, run: np.ndarray) -> SampledRows:
+    def _sample(self, plan: StepPlan, hidden: torch.Tensor, rows: I64, run: I32) -> SampledRows:
         logits = self.model.logits(hidden.index_select(0, torch.from_numpy(rows).to(hidden.device)))
         slots = plan.sequence[run]
         prompt = np.array([self._prompt[int(slot)] for slot in slots], dtype=np.int64)
@@ -111,25 +113,25 @@ class ModelExecutor:
         )
 
 
-def _joined(parts: list, dtype: type) -> np.ndarray:
+def _joined(parts: list[Any], dtype: type) -> npt.NDArray[Any]:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype=dtype)
 
 
-def _complete(sampled: list[SampledRows]) -> np.ndarray | None:
+def _complete(sampled: list[SampledRows]) -> npt.NDArray[np.bool_] | None:
     if all(part.complete is None for part in sampled):
         return None
     columns = [np.zeros(len(p.tokens), dtype=bool) if p.complete is None else p.complete for p in sampled]
     return _joined(columns, np.bool_)
 
 
-def _scored(plan: StepPlan, rows: np.ndarray, sampled: list[SampledRows]) -> ScoredTokens | None:
+def _scored(plan: StepPlan, rows: I64, sampled: list[SampledRows]) -> ScoredTokens | None:
     """The log-probabilities of all slices together; slices with fewer alternatives are padded."""
-    parts = [part for part in sampled if part.logprob is not None]
+    parts: list[Any] = [part for part in sampled if part.logprob is not None]
     if not parts:
         return None
     most = max(part.top_ids.shape[1] for part in parts)
 
-    def wide(columns: np.ndarray, empty: float) -> np.ndarray:
+    def wide(columns: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
         return np.pad(columns, ((0, 0), (0, most - columns.shape[1])), constant_values=empty)
 
     return ScoredTokens(
