@@ -1,0 +1,32 @@
+"""The two ways in which a person stops a run: once politely, twice at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from shoal.jobs.job import INTERRUPTED
+
+
+class Stop:
+    """Turns SIGINT and SIGTERM into a question that the run asks between steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def install(self) -> None:
+        """Take the two signals over for the rest of the process."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(INTERRUPTED)
+        self.asked = True
+        if number == signal.SIGINT:
+            os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
+
+    def __call__(self) -> bool:
+        return self.asked

@@ -1,0 +1,173 @@
+"""Rows in flight: from the spool into the engine, and from the engine into the output file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import InternalError, ShoalError
+from shoal.core.request import Finished, FinishReason, Request, SamplingParams, fan_out
+from shoal.engine.engine import Engine
+from shoal.jobs.answers import AnswerWriter
+from shoal.jobs.job import Status
+from shoal.jobs.results import Results
+from shoal.jobs.spool import NOBODY, Spool, SpoolRow, unpack
+
+CHUNK = 1 << 16
+KNOWN_SAMPLINGS = 1024
+
+
+class Flight:
+    """A row some of whose sequences the engine still works on."""
+
+    __slots__ = ("answers", "error", "index", "left", "params", "row")
+
+    def __init__(self, index: int, row: SpoolRow, params: SamplingParams) -> None:
+        self.index = index
+        self.row = row
+        self.params = params
+        self.left = 0
+        self.answers: list[Finished | None] = [None] * params.n
+        self.error: ShoalError | None = None
+
+
+class Crew:
+    """Keeps the engine supplied and writes what it finishes.
+
+    Args:
+        done: shape (rows,), bool: rows that have their line; kept up to date.
+        window: most sequences in the engine; at least one row is always let in.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        end_ids: tuple[int, ...],
+        spool: Spool,
+        done: npt.NDArray[np.bool_],
+        results: Results,
+        writer: AnswerWriter,
+        window: int,
+        status: Status,
+    ) -> None:
+        self._engine = engine
+        self._end_ids = end_ids
+        self._spool = spool
+        self._done = done
+        self._results = results
+        self._writer = writer
+        self._window = window
+        self._status = status
+        self._flights: dict[int, tuple[Flight, int]] = {}
+        self._left = self._to_run()
+        self._params: dict[bytes, SamplingParams] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences in the engine."""
+        return len(self._flights)
+
+    def _to_run(self) -> Iterator[int]:
+        """Rows to hand to the engine: a follower is answered by its leader, unless that one is done already
+        and the follower's line is missing."""
+        leader, done = self._spool.leader, self._done
+        for start in range(0, self._spool.rows, CHUNK):
+            heads = leader[start : start + CHUNK]
+            rows = np.arange(start, start + len(heads))
+            wanted = (heads != NOBODY) & ~done[start : start + CHUNK]
+            wanted &= (heads == rows) | done[np.maximum(heads, 0)]
+            yield from (start + np.flatnonzero(wanted)).tolist()
+
+    def fill(self, now: float) -> None:
+        """Hand rows to the engine until the window is full or none is left."""
+        while len(self._flights) < self._window:
+            index = next(self._left, None)
+            if index is None:
+                return
+            if not self._done[index]:
+                self._start(index, now)
+
+    def _start(self, index: int, now: float) -> None:
+        row = self._spool.read(index)
+        flight = Flight(index, row, self._sampling(row))
+        request = Request(
+            id=row.id,
+            prompt=np.frombuffer(row.ids, dtype=np.int32),
+            params=flight.params,
+            seed=row.seed,
+            end_ids=self._end_ids,
+        )
+        for place, part in enumerate(fan_out(request)):
+            try:
+                handle = self._engine.add(part, now)
+            except Exception as error:
+                flight.error = _typed(error)
+                break
+            self._flights[handle] = (flight, place)
+            flight.left += 1
+        if flight.left == 0:
+            self._write(flight)
+
+    def _sampling(self, row: SpoolRow) -> SamplingParams:
+        params = self._params.get(row.sampling)
+        if params is None:
+            if len(self._params) >= KNOWN_SAMPLINGS:
+                self._params.clear()
+            params = self._params[row.sampling] = unpack(row.sampling)
+        return params
+
+    def take(self, finished: Finished) -> None:
+        """An answer of the engine; the row's line is written once all its sequences have theirs."""
+        flight, place = self._flights.pop(finished.handle)
+        flight.answers[place] = finished
+        flight.left -= 1
+        if finished.reason is FinishReason.ERROR:
+            flight.error = finished.error or InternalError("the engine failed without a reason")
+        elif finished.reason is FinishReason.ABORT:
+            flight.error = InternalError("the engine gave the row up", remedy="run the same command again")
+        self._count(finished)
+        if flight.left == 0:
+            self._write(flight)
+
+    def _count(self, finished: Finished) -> None:
+        status = self._status
+        status.prompt_tokens += len(finished.request.prompt)
+        status.cached_tokens += finished.cached
+        status.computed_tokens += finished.computed
+        status.answer_tokens += len(finished.tokens)
+
+    def _write(self, flight: Flight) -> None:
+        """The followers' lines come before the leader's: a leader's line says that theirs are there."""
+        answers = [answer for answer in flight.answers if answer is not None]
+        leader = flight.row.line
+        for index in self._spool.followers(flight.index):
+            if not self._done[index]:
+                self._write_line(index, self._spool.read(index), flight, answers, leader)
+        if not self._done[flight.index]:
+            self._write_line(flight.index, flight.row, flight, answers, leader)
+
+    def _write_line(
+        self, index: int, row: SpoolRow, flight: Flight, answers: list[Finished], leader: int
+    ) -> None:
+        error = flight.error
+        line = b""
+        if error is None:
+            try:
+                line = self._writer.answer(row, flight.params, answers, leader)
+            except Exception as failure:
+                # A row whose answer cannot be written down must not end the others.
+                error = _typed(failure)
+        if error is not None:
+            line = self._writer.error(row, flight.params, error, answers, leader)
+            self._status.failed += 1
+        self._results.append(line)
+        self._done[index] = True
+        self._status.done += 1
+
+
+def _typed(error: Exception) -> ShoalError:
+    if isinstance(error, ShoalError):
+        return error
+    return InternalError(f"{type(error).__name__}: {error}", remedy="report this with the row")

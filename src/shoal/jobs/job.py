@@ -1,0 +1,122 @@
+"""What a job is, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from shoal.core.request import SamplingParams
+from shoal.jobs.files import JobFiles
+from shoal.jobs.sources import LINE_LIMIT
+from shoal.jobs.templates import Layout
+
+ANSWERED, OUR_FAULT, REFUSED, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A file of requests and everything about it that changes its answers.
+
+    Attributes:
+        form: ``jsonl``, ``csv``, ``tsv`` or ``parquet``.
+        seed: rows that name no seed get one from this and their id.
+        template_arguments: further names for the chat template; a row's own come before them.
+        parameters: all that must be the same when the job goes on, by name, as JSON values.
+        limit: run only so many rows, the first ones.
+        line_limit: longest line, in bytes.
+        strict: run nothing if any row is bad.
+        ordered: at the end, put the results in input order.
+        window: most sequences handed to the engine at a time.
+    """
+
+    input: Path
+    output: Path
+    form: str = "jsonl"
+    defaults: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    layout: Layout = field(default_factory=Layout)
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+    line_limit: int = LINE_LIMIT
+    strict: bool = False
+    ordered: bool = False
+    window: int = 512
+
+    @property
+    def files(self) -> JobFiles:
+        return JobFiles(self.output)
+
+
+class Summary(msgspec.Struct, kw_only=True):
+    """The books of a finished job, over all its sessions.
+
+    Attributes:
+        rows: good and bad ones; folded: rows answered by another row's computation.
+        cut: answers that ended at their max_tokens.
+        prompt_tokens, answer_tokens: of all answers, folded ones included.
+        cached_tokens: prompt tokens taken from the cache; computed_tokens: rows the engine computed for
+            answers that were written.
+        seconds: running time of all sessions together, as far as it was recorded.
+        session_tokens, session_seconds: prompt and answer tokens of this session's answers, and its time.
+    """
+
+    rows: int = 0
+    answered: int = 0
+    failed: int = 0
+    quarantined: int = 0
+    folded: int = 0
+    cut: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    folded_tokens: int = 0
+    sessions: int = 0
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return SOME_FAILED if self.failed or self.quarantined else ANSWERED
+
+
+class Status(msgspec.Struct):
+    """Where a run stands; the same object is updated and shown again and again.
+
+    ``prompt_tokens``, ``answer_tokens`` and so on count this session; ``done`` and ``rows`` the whole job.
+    """
+
+    rows: int = 0
+    done: int = 0
+    failed: int = 0
+    at_start: int = 0
+    in_flight: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    answer_tokens: int = 0
+    started: float = 0.0
+
+
+class Watcher(Protocol):
+    """Somebody who looks at a job's progress. Every method returns quickly."""
+
+    def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
+        """``done`` of ``size`` input bytes read."""
+
+    def running(self, status: Status, now: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Interrupted(Exception):
+    """Somebody asked the job to stop; everything is saved."""
+
+
+Stopping = Callable[[], bool]
+"""Whether somebody asked the job to stop."""

@@ -1,0 +1,307 @@
+"""A job from start to end, however many processes it takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import InternalError, OperatorError
+from shoal.engine.engine import Engine
+from shoal.engine.model import TextModel
+from shoal.jobs.answers import AnswerWriter, job_mark
+from shoal.jobs.crew import Crew
+from shoal.jobs.files import remove
+from shoal.jobs.job import Interrupted, Job, Status, Stopping, Summary, Watcher
+from shoal.jobs.journal import Journal, differences
+from shoal.jobs.preflight import Preflight
+from shoal.jobs.results import ResultLine, Results, in_input_order, scan
+from shoal.jobs.sources import Source, sha256_of
+from shoal.jobs.spool import NOBODY, Spool
+from shoal.jobs.summary import Books
+from shoal.jobs.tables import open_source
+
+PROGRESS_SECONDS = 1.0
+SHOW_SECONDS = 0.1
+
+
+def run_job(
+    job: Job,
+    model: TextModel,
+    start: Callable[[], Engine],
+    watcher: Watcher,
+    stopping: Stopping = lambda: False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Summary:
+    """Do everything of ``job`` that is left to do.
+
+    Args:
+        start: loads the weights; called once the rows are prepared, and only if one is left to run.
+        stopping: asked between steps.
+        clock: seconds, never running backwards.
+
+    Raises:
+        OperatorError: the job cannot be started or go on; names file and remedy. What is done stays done.
+        Interrupted: asked to stop; the same call goes on from there.
+    """
+    source = open_source(job.input, job.form, job.line_limit, job.layout.needs)
+    try:
+        check_output(job)
+        journal = Journal(job.files)
+        try:
+            return _Session(job, journal, source, model, start, watcher, stopping, clock).run()
+        finally:
+            journal.close()
+    finally:
+        source.close()
+
+
+def check_output(job: Job) -> None:
+    """Refuse, before anything is written, an output that no journal speaks for.
+
+    Raises:
+        OperatorError: it exists and is not this kind of job's, or cannot be written.
+    """
+    output, journal = job.files.output, job.files.journal
+    if output.exists() and not output.is_file():
+        raise OperatorError("not a regular file", where=str(output), remedy="name a file to write")
+    if _has_bytes(output) and not _has_bytes(journal):
+        raise OperatorError(
+            "the file exists and there is no journal for it, so it is not overwritten",
+            where=str(output),
+            remedy="choose another output with -o, or move the file away",
+        )
+    if output.exists() and os.path.samefile(output, job.input):
+        raise OperatorError(
+            "input and output are one file", where=str(output), remedy="choose another with -o"
+        )
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+class _Session:
+    """What one process does for a job, while it holds the journal's lock."""
+
+    def __init__(
+        self,
+        job: Job,
+        journal: Journal,
+        source: Source,
+        model: TextModel,
+        start: Callable[[], Engine],
+        watcher: Watcher,
+        stopping: Stopping,
+        clock: Callable[[], float],
+    ) -> None:
+        self._job = job
+        self._files = job.files
+        self._journal = journal
+        self._source = source
+        self._model = model
+        self._start = start
+        self._watcher = watcher
+        self._stopping = stopping
+        self._clock = clock
+
+    def run(self) -> Summary:
+        self._take_up()
+        finished = self._journal.last("done")
+        if finished is not None:
+            return self._finished_before(finished)
+        started = self._clock()
+        spool = self._prepared()
+        try:
+            self._journal.write("session", started=time.time(), durable=False)
+            done = self._scan(spool)
+            left = int(np.count_nonzero((spool.leader != NOBODY) & ~done))
+            if left:
+                self._answer(spool, done, started)
+            return self._finish(spool, started)
+        finally:
+            spool.close()
+
+    def _take_up(self) -> None:
+        """Make sure that journal and output belong to this job; begin anew where nothing is answered."""
+        job = self._job
+        # The longest sequence may follow from the memory that was free; a flag for it is a parameter.
+        model = {name: value for name, value in self._model.identity.items() if name != "max_model_len"}
+        identity: dict[str, Any] = {
+            "model": model,
+            "parameters": job.parameters,
+            "input": {"path": str(job.input), "size": self._source.size},
+        }
+        if self._journal.events:
+            changed = self._changes(identity)
+            if not changed:
+                return
+            if _has_bytes(self._files.output):
+                raise OperatorError(
+                    f"the output belongs to another job: {'; '.join(changed)}",
+                    where=str(self._files.output),
+                    remedy="run that job as it was, or choose another output with -o",
+                )
+            self._journal.clear()
+        elif _has_bytes(self._files.output):
+            raise OperatorError(
+                "the journal is empty but the output is not",
+                where=str(self._files.output),
+                remedy="choose another output with -o, or move the file away",
+            )
+        remove(self._files.spool)
+        self._journal.create(created=int(time.time()), **identity)
+
+    def _changes(self, identity: dict[str, Any]) -> list[str]:
+        old = self._journal.identity
+        changed = [f"model: {line}" for line in differences(old["model"], identity["model"])]
+        changed += [f"--{line}" for line in differences(old["parameters"], identity["parameters"])]
+        prepared = self._journal.last("prepared")
+        size, was = identity["input"]["size"], old["input"]["size"]
+        if size != was:
+            changed.append(f"the input had {was} bytes, now has {size}")
+        elif prepared is not None and sha256_of(self._job.input) != prepared["sha256"]:
+            changed.append("the input's contents changed")
+        return changed
+
+    def _finished_before(self, event: dict[str, Any]) -> Summary:
+        remove(self._files.spool)
+        if not self._files.output.exists():
+            raise OperatorError(
+                "the job is finished, but its output is gone",
+                where=str(self._files.output),
+                remedy=f"restore it, or remove {self._files.journal.name} to run the job again",
+            )
+        self._watcher.say("This job is finished already; nothing was run.")
+        return Books.restore(event["summary"])
+
+    def _prepared(self) -> Spool:
+        """The spool, made now unless an earlier session finished it."""
+        event = self._journal.last("prepared")
+        if event is not None and self._files.spool.exists():
+            return Spool(self._files.spool, event["spool_bytes"])
+        try:
+            preflight = Preflight(self._job, self._model, self._watcher, self._stopping)
+            prepared = preflight.run(self._source)
+        except OperatorError:
+            self._forget()
+            raise
+        if event is not None and event["sha256"] != prepared.sha256:
+            raise OperatorError(
+                "the input changed while the job was being prepared",
+                where=str(self._job.input),
+                remedy="run the same command again",
+            )
+        self._journal.write(
+            "prepared",
+            rows=prepared.rows,
+            bad=prepared.bad,
+            folded=prepared.folded,
+            tokens=prepared.tokens,
+            sha256=prepared.sha256,
+            spool_bytes=prepared.spool_bytes,
+        )
+        return Spool(self._files.spool, prepared.spool_bytes)
+
+    def _forget(self) -> None:
+        """A job that was refused before it answered anything leaves nothing but its quarantine file."""
+        if not _has_bytes(self._files.output):
+            remove(self._files.spool)
+            self._journal.remove()
+
+    def _scan(self, spool: Spool) -> npt.NDArray[np.bool_]:
+        """Which rows have their line already."""
+        done = np.zeros(spool.rows, dtype=bool)
+        if not self._files.output.exists():
+            answered = self._journal.last("progress")
+            if answered is not None and answered["done"]:
+                raise OperatorError(
+                    f"the output is gone; the journal knows of {answered['done']} rows in it",
+                    where=str(self._files.output),
+                    remedy=f"restore it, or remove {self._files.journal.name} to begin again",
+                )
+            return done
+
+        def take(line: ResultLine, offset: int, size: int) -> None:
+            row = spool.row_of(line.shoal.line)
+            if row == NOBODY or done[row]:
+                raise OperatorError(
+                    f"the line for input line {line.shoal.line} does not belong there, or stands twice",
+                    where=str(self._files.output),
+                    remedy="restore the file, or move it away with its journal and begin again",
+                )
+            done[row] = True
+
+        scan(self._files, take)
+        return done
+
+    def _answer(self, spool: Spool, done: npt.NDArray[np.bool_], started: float) -> None:
+        engine = self._start()
+        status = Status(rows=spool.rows, done=int(np.count_nonzero(done)), started=self._clock())
+        status.at_start = status.done
+        created = self._journal.identity["created"]
+        results = Results(self._files)
+        writer = AnswerWriter(self._model, job_mark(self._journal.identity), created)
+        crew = Crew(engine, self._model.end_ids, spool, done, results, writer, self._job.window, status)
+        try:
+            self._loop(crew, engine, results, status, started)
+        finally:
+            results.close()
+
+    def _loop(self, crew: Crew, engine: Engine, results: Results, status: Status, started: float) -> None:
+        shown = recorded = self._clock()
+        while True:
+            now = self._clock()
+            crew.fill(now)
+            if not crew.in_flight:
+                break
+            if engine.idle:
+                raise InternalError(f"the engine lost {crew.in_flight} sequences", where="engine")
+            for finished in engine.step(now).finished:
+                crew.take(finished)
+            now = self._clock()
+            if results.due(now):
+                results.sync()
+            if now - recorded >= PROGRESS_SECONDS:
+                recorded = now
+                self._record(status, engine, now - started)
+            if now - shown >= SHOW_SECONDS:
+                shown = now
+                status.in_flight = crew.in_flight
+                self._watcher.running(status, now)
+            if self._stopping():
+                results.sync()
+                self._record(status, engine, now - started)
+                self._journal.write("interrupted", done=status.done)
+                raise Interrupted
+        results.sync()
+        self._record(status, engine, self._clock() - started)
+        self._watcher.running(status, self._clock())
+
+    def _record(self, status: Status, engine: Engine, seconds: float) -> None:
+        self._journal.write(
+            "progress",
+            durable=False,
+            done=status.done,
+            computed=engine.scheduler.counters.computed,
+            seconds=round(seconds, 3),
+        )
+
+    def _finish(self, spool: Spool, started: float) -> Summary:
+        if not self._files.output.exists():
+            Results(self._files).close()
+        if self._job.ordered:
+            in_input_order(self._files, spool)
+        prepared = self._journal.last("prepared") or {}
+        books = Books(rows=prepared["rows"], quarantined=prepared["bad"])
+        scan(self._files, books.take)
+        summary = books.summary(self._journal.events)
+        self._journal.write("done", summary=books.plain(summary))
+        remove(self._files.spool)
+        remove(self._files.sorted)
+        return summary
