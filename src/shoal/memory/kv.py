@@ -147,9 +147,14 @@ class KVMemory:
         self._fresh.clear()
 
     def retract(self) -> None:
-        """It has failed, and every sequence that could have read these pages is released: forget them."""
+        """Runs of that step have failed and are released: forget the pages that they alone were to fill.
+
+        A page that a run which succeeded reads has been filled, for a run fails when one that it reads
+        from in the same step does.
+        """
         for page in reversed(self._fresh):
-            self.prefix.forget(page)
+            if self.ledger.count[page] == 0 and self.prefix.children[page] == 0:
+                self.prefix.forget(page)
         self._fresh.clear()
 
     def gather(self, slots: I32) -> tuple[I32, I32, I32]:

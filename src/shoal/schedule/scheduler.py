@@ -138,7 +138,8 @@ class Scheduler:
         start = self.table.computed[self.running]
         todo = self.table.known[self.running] - start
         load = self._load(todo, now)
-        budget = self.admission.budget(load)
+        asked = self.admission.budget(load)
+        budget = Budget(max(1, asked.rows), max(0, asked.singles), max(1, asked.chunk))
         if load.backlog or load.singles > min(budget.singles, budget.rows):
             rows = self._share(todo, budget, now)
             start = self.table.computed[self.running]
@@ -240,7 +241,7 @@ class Scheduler:
         single = todo == 1
         rows = single.astype(np.int32)
         singles = int(np.count_nonzero(single))
-        most = max(1, budget.rows)
+        most = budget.rows
         allowed = min(singles, budget.singles, most)
         if allowed < singles:
             rows[np.cumsum(rows) > allowed] = 0
@@ -314,7 +315,7 @@ class Scheduler:
 
     def _admit(self, slots: I32, rows: I32, budget: Budget, load: Load, now: float) -> tuple[I32, I32]:
         """Let newcomers in, in order, while rows, places and pages last."""
-        left = max(1, budget.rows) - int(rows.sum())
+        left = budget.rows - int(rows.sum())
         entered: list[int] = []
         granted: list[int] = []
         passed: list[tuple[float, int, int]] = []
@@ -435,14 +436,11 @@ class Scheduler:
     def _without_failures(
         self, flight: _Flight, result: StepResult
     ) -> tuple[_Flight, list[tuple[int, Exception]]]:
-        """Set failed runs apart. When all failed, nothing they were to write can be trusted."""
+        """Set failed runs apart; what they were to write cannot be trusted."""
         failed = [(int(flight.slots[run]), error) for run, error in result.failures.items()]
-        if len(failed) == len(flight.slots):
-            for slot, _ in failed:
-                self.memory.release(slot, result.ready)
-            self.memory.retract()
-        else:
-            self.memory.confirm()
+        for slot, _ in failed:
+            self.memory.release(slot, result.ready)
+        self.memory.retract()
         good = np.ones(len(flight.slots), dtype=bool)
         good[list(result.failures)] = False
         index = np.zeros(len(flight.slots), dtype=np.int64)
