@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shoal.core.errors import CallerError, InternalError
+from shoal.core.errors import CallerError, InternalError, ShoalError
 from shoal.core.plan import SAMPLE
 from shoal.core.request import Request, SamplingParams
 from shoal.engine.masks import MaskCompiler, Matcher
@@ -243,7 +243,11 @@ class Sampler:
         columns = self._columns
         bad: dict[int, Exception] = {int(rows[i]): _not_finite() for i in np.flatnonzero(~_finite_best(work))}
         for i in np.flatnonzero(columns["changed"][slots]):
-            self._change(work[i], int(slots[i]), int(index[i]))
+            try:
+                self._change(work[i], int(slots[i]), int(index[i]))
+            except ShoalError as error:  # a grammar that grew too complex: this row fails alone
+                bad.setdefault(int(rows[i]), error)
+                work[i] = 0.0
         for i in np.flatnonzero(~_finite_best(work)):
             bad.setdefault(int(rows[i]), _nothing_left())
         failures.update(bad)
@@ -307,7 +311,7 @@ class Sampler:
                 try:
                     matcher.advance(token)
                     complete[row] = matcher.finished
-                except Exception as error:  # the grammar's fault: this row fails alone
+                except ShoalError as error:
                     failures[int(row)] = error
         return complete if self._matchers else None
 
