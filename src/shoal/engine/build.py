@@ -107,6 +107,7 @@ def start(prepared: Prepared, progress: Progress | None = None) -> Engine:
             prepared.pages, config.page_size, prepared.model.vocabulary, time.perf_counter, reserved=RESERVED
         )
     else:
+        machine.calm_threads()
         from shoal.engine.tensors.start import model_executor
 
         executor = model_executor(prepared, progress)

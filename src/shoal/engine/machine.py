@@ -31,6 +31,16 @@ def threads(asked: int | None = None) -> tuple[int, str]:
     return allowed, "affinity mask"
 
 
+def calm_threads() -> None:
+    """Make OpenMP's threads sleep between two products instead of spinning; call before torch is imported.
+
+    Spinning threads burn the core that another process, or this one's tokenizer, wants, and turn a busy
+    machine into one several times slower. Whoever has set either variable keeps what they set.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def memory() -> int:
     """Bytes that can still be taken: what the machine says is available, capped by the cgroup's limit."""
     available = _meminfo("MemAvailable")
