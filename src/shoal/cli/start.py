@@ -19,9 +19,8 @@ def run_with(flags: Flags) -> int:
     task = job(flags, config)
     prepared = prepare(config, read_text(flags["chat_template"]))
     with watcher(flags["quiet"]) as display:
-        display.say(prepared.description)
-
         def loaded() -> Engine:
+            display.say(prepared.description)
             engine = start(prepared, display.loading)
             display.engine = engine
             return engine

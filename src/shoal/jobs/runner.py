@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -123,7 +124,7 @@ class _Session:
             left = int(np.count_nonzero((spool.leader != NOBODY) & ~done))
             if left:
                 self._answer(spool, done, started)
-            return self._finish(spool, started)
+            return self._finish()
         finally:
             spool.close()
 
@@ -137,6 +138,7 @@ class _Session:
             "parameters": job.parameters,
             "input": {"path": str(job.input), "size": self._source.size},
         }
+        identity = msgspec.json.decode(msgspec.json.encode(identity))
         if self._journal.events:
             changed = self._changes(identity)
             if not changed:
@@ -178,6 +180,8 @@ class _Session:
                 remedy=f"restore it, or remove {self._files.journal.name} to run the job again",
             )
         self._watcher.say("This job is finished already; nothing was run.")
+        if self._job.ordered:
+            in_input_order(self._files)
         return Books.restore(event["summary"])
 
     def _prepared(self) -> Spool:
@@ -266,7 +270,7 @@ class _Session:
                 crew.take(finished)
             now = self._clock()
             if results.due(now):
-                results.sync()
+                results.sync(now)
             if now - recorded >= PROGRESS_SECONDS:
                 recorded = now
                 self._record(status, engine, now - started)
@@ -275,11 +279,11 @@ class _Session:
                 status.in_flight = crew.in_flight
                 self._watcher.running(status, now)
             if self._stopping():
-                results.sync()
+                results.sync(now)
                 self._record(status, engine, now - started)
                 self._journal.write("interrupted", done=status.done)
                 raise Interrupted
-        results.sync()
+        results.sync(self._clock())
         self._record(status, engine, self._clock() - started)
         self._watcher.running(status, self._clock())
 
@@ -292,11 +296,11 @@ class _Session:
             seconds=round(seconds, 3),
         )
 
-    def _finish(self, spool: Spool, started: float) -> Summary:
+    def _finish(self) -> Summary:
         if not self._files.output.exists():
             Results(self._files).close()
         if self._job.ordered:
-            in_input_order(self._files, spool)
+            in_input_order(self._files)
         prepared = self._journal.last("prepared") or {}
         books = Books(rows=prepared["rows"], quarantined=prepared["bad"])
         scan(self._files, books.take)
