@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -63,9 +64,7 @@ class Score:
 def command(rows: int | None) -> list[str]:
     line = ["shoal", "run", "examples/reviews.csv", "-o", "out/demo/reviews.jsonl", "--model", "demo"]
     line += ["--prompt", "Review: {text}\nSentiment:\n", "--examples", "examples/reviews.examples.csv"]
-    for label in LABELS:
-        line += ["--choice", label]
-    line += ["--temperature", "0", "--keep", GOLD]
+    line += ["--choice", ",".join(LABELS), "--temperature", "0", "--keep", GOLD]
     return line if rows is None else [*line, "--limit", str(rows)]
 
 
@@ -75,7 +74,7 @@ def typed(line: Iterable[str]) -> str:
     def quoted(word: str) -> str:
         if "\n" in word:
             return "$'" + word.replace("'", "\\'").replace("\n", "\\n") + "'"
-        return word if word.replace("-", "").replace(".", "").replace("/", "").isalnum() else f"'{word}'"
+        return word if re.fullmatch(r"[\w./,-]+", word) else f"'{word}'"
 
     return " ".join(map(quoted, line))
 
