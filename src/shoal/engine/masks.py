@@ -22,14 +22,18 @@ from shoal.core.request import Constraint
 LONGEST = 1 << 20
 """Characters of a constraint; what is longer is a mistake or an attack."""
 
+KEPT = 1024
+"""Constraints kept compiled; the one used longest ago goes first."""
+
 _LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 200_000,
     "max_items_in_row": 20_000,
     "step_max_items": 200_000,
     "max_lexer_states": 50_000,
     "verbose_errors": False,
 }
-"""Work and memory one answer may cost: a wide object (thousands of keys) fits, a regex that explodes
-(one lexer state takes 1 to 2 kB) is refused. See llguidance.LLParserLimits."""
+"""Work and memory one answer may cost: a wide object (thousands of keys) fits, a regex whose every
+step would take a tenth of a second does not; a lexer state takes 2 kB. See llguidance.LLParserLimits."""
 
 _JSON_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}", "lenient": False}
 """White space between JSON tokens is bounded, so that no answer is all white space."""
@@ -61,8 +65,10 @@ class Matcher:
             InternalError: the token was not allowed.
         """
         if not self._inner.consume_token(token):
-            self._check()
-            raise InternalError(f"token {token} does not fit the grammar", remedy="report it")
+            message = self._inner.get_error()
+            if "satisfy the grammar" in message:
+                raise InternalError(f"token {token} was chosen against its mask", remedy="report it")
+            raise _too_complex(message)
 
     @property
     def finished(self) -> bool:
@@ -91,7 +97,7 @@ class CompiledMask:
 
 
 class MaskCompiler:
-    """Compiles constraints for one model, each once. Safe to call from several threads.
+    """Compiles constraints for one model, and keeps them. Safe to call from several threads.
 
     Args:
         backend: the tokenizer, a ``tokenizers.Tokenizer``.
@@ -116,12 +122,15 @@ class MaskCompiler:
                 done once, is not counted).
         """
         with self._lock:
-            if constraint not in self._compiled:
+            known = self._compiled.pop(constraint, None)
+            if known is None:
                 try:
-                    self._compiled[constraint] = self._build(constraint, time_cap_seconds)
+                    known = self._build(constraint, time_cap_seconds)
                 except CallerError as error:
-                    self._compiled[constraint] = error
-            known = self._compiled[constraint]
+                    known = error
+            self._compiled[constraint] = known
+            if len(self._compiled) > KEPT:
+                del self._compiled[next(iter(self._compiled))]
         if isinstance(known, CallerError):
             raise CallerError(known.what, where=known.where, remedy=known.remedy)
         return known
