@@ -265,7 +265,7 @@ def _strftime_now(pattern: str) -> str:
 def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
     if (width if isinstance(width, int) else len(width)) > 64:
         raise _Stopped("it indents too far")
-    _bounded_length(len(text) * 64)
+    _bounded_length(len(text) + text.count("\n") * 64)
     return str(jinja2.filters.do_indent(text, width, first, blank))
 
 

@@ -69,7 +69,7 @@ class ModelFiles:
         self.tensors = tensors
         self._header = header
         self.generation_config = {} if header else _optional_json(path / "generation_config.json")
-        self._tokenizer_config = {} if header else _optional_json(path / "tokenizer_config.json")
+        self._tokenizer_config = {} if header else _tokenizer_config(path)
 
     @property
     def stored_dtype(self) -> str:
@@ -276,6 +276,14 @@ def _pickled(path: Path) -> OperatorError:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     return json_object(path) if path.is_file() else {}
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json; where it lists no added tokens, the older special_tokens_map.json wins."""
+    config = _optional_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    return config | _optional_json(folder / "special_tokens_map.json")
 
 
 def _text(path: Path) -> str:

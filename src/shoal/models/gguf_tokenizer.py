@@ -19,6 +19,9 @@ from shoal.core.errors import OperatorError
 
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "\u2581"
+_HASH_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+_HASH_SPREAD = np.uint64(0xD1B54A32D192ED03)
+_MARK_BITS = 22
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -119,7 +122,7 @@ def _sentencepiece(metadata: dict[str, Any], tokens: list[str], where: str) -> T
     if stated is not None:
         merges = _stated_merges(stated, vocabulary, where)
     elif gemma:
-        merges = _implied_merges(vocabulary)
+        merges = _implied_merges(list(vocabulary))
     elif scores is None:
         raise OperatorError(
             "holds neither scores nor merges for its vocabulary",
@@ -161,23 +164,48 @@ def _by_score(tokens: list[str], scores: np.ndarray, vocabulary: dict[str, int])
     return [texts[index] for index in order]
 
 
-def _implied_merges(texts: Sequence[str] | dict[str, int]) -> list[tuple[str, str]]:
+def _implied_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others, best piece first, longest left part first.
 
     SentencePiece merges the adjacent pair whose *result* ranks best; a BPE table that lists all pairs
     of a piece at the rank of that piece does the same.
+
+    Vocabularies have millions of cuts, so pieces are looked up by a hash of their code points c_k,
+    sum of c_k B^k modulo 2^64, which any substring gets from one running sum. A wrong hit would name a
+    merge whose result is no piece, and the library refuses such a table.
     """
-    known = texts if isinstance(texts, dict) else set(texts)
-    merges: list[tuple[str, str]] = []
-    append = merges.append
-    for text in texts:
-        for cut in range(len(text) - 1, 0, -1):
-            left = text[:cut]
-            if left in known:
-                right = text[cut:]
-                if right in known:
-                    append((left, right))
-    return merges
+    lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    powers = np.full(len(points) + 1, _HASH_BASE, np.uint64)
+    inverses = np.full(len(points) + 1, pow(_HASH_BASE, -1, 1 << 64), np.uint64)
+    powers[0] = inverses[0] = 1
+    np.cumprod(powers, out=powers)
+    np.cumprod(inverses, out=inverses)
+    sums = np.zeros(len(points) + 1, np.uint64)
+    np.cumsum((points * _HASH_SPREAD + np.uint64(1)) * powers[:-1], out=sums[1:])
+
+    def hashes(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        return (sums[end] - sums[begin]) * inverses[begin]
+
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    whole = hashes(starts, ends)
+    order = np.argsort(whole)
+    table = whole[order]
+    marked = np.zeros(1 << _MARK_BITS, np.bool_)
+    marked[whole >> np.uint64(64 - _MARK_BITS)] = True
+
+    counts = np.maximum(lengths - 1, 0)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    start, end = np.repeat(starts, counts), np.repeat(ends, counts)
+    cut = end - 1 - within
+    pairs = np.stack([hashes(start, cut), hashes(cut, end)])
+    likely = marked[pairs >> np.uint64(64 - _MARK_BITS)].all(axis=0)
+    pairs = pairs[:, likely]
+    places = np.minimum(np.searchsorted(table, pairs), len(table) - 1)
+    exact = (table[places] == pairs).all(axis=0)
+    lefts, rights = order[places[:, exact]].tolist()
+    return list(zip(map(texts.__getitem__, lefts), map(texts.__getitem__, rights)))
 
 
 def _stated_merges(stated: Any, vocabulary: dict[str, int], where: str) -> list[tuple[str, str]]:
@@ -270,9 +298,13 @@ def _add_whole_tokens(
 
 def _add_ends(backend: Tokenizer, metadata: dict[str, Any], tokens: list[str], where: str) -> None:
     bos, eos = special_id(metadata, "bos", where), special_id(metadata, "eos", where)
-    special = [(tokens[index], index) for index in (bos, eos) if index is not None]
+    named = (bos, eos, special_id(metadata, "unknown", where), special_id(metadata, "padding", where))
     backend.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text, _ in special if text]
+        [
+            AddedToken(tokens[index], normalized=False, special=True)
+            for index in named
+            if index is not None and tokens[index]
+        ]
     )
     parts = ["$A:0"]
     used = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from shoal.core.errors import CallerError, OperatorError, ShoalError
@@ -112,7 +112,10 @@ def gguf_tokenizer(metadata: dict[str, Any], where: str) -> Tokenizer:
 
 
 def folder_tokenizer(file: Path, config: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a ``tokenizer.json`` under the rules of ``tokenizer_config.json``.
+    """The tokenizer of a ``tokenizer.json``, its special tokens named by ``tokenizer_config.json``.
+
+    Whether BOS and EOS are added is for the post-processor in ``tokenizer.json`` to say, as transformers 5
+    has it; ``add_bos_token`` speaks of older formats.
 
     Raises:
         OperatorError: the file is damaged.
@@ -121,10 +124,7 @@ def folder_tokenizer(file: Path, config: dict[str, Any]) -> Tokenizer:
         backend = Backend.from_str(file.read_text(encoding="utf-8"))
         named = {name: _content(config.get(name)) for name in _SPECIAL_NAMES}
         _add_stated_tokens(backend, config, named)
-        tokenizer = Tokenizer(backend, bos_token=named["bos_token"], eos_token=named["eos_token"])
-        if "add_bos_token" in config or "add_eos_token" in config or backend.post_processor is None:
-            _set_ends(tokenizer, bool(config.get("add_bos_token")), bool(config.get("add_eos_token")))
-        return tokenizer
+        return Tokenizer(backend, bos_token=named["bos_token"], eos_token=named["eos_token"])
 
 
 @contextmanager
@@ -161,23 +161,11 @@ def _add_stated_tokens(backend: Backend, config: dict[str, Any], named: dict[str
             continue
         flags = {name: entry.get(name) is True for name in ("lstrip", "rstrip", "normalized", "single_word")}
         backend.add_tokens([AddedToken(text, special=entry.get("special") is True, **flags)])
+    matched = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     backend.add_special_tokens(
         [
             AddedToken(text, normalized=False, special=True)
             for text in named.values()
-            if text is not None and backend.token_to_id(text) is not None
+            if text is not None and text not in matched and backend.token_to_id(text) is not None
         ]
     )
-
-
-def _set_ends(tokenizer: Tokenizer, add_bos: bool, add_eos: bool) -> None:
-    """BOS and EOS as tokenizer_config.json says it, over what tokenizer.json says."""
-    parts, used = ["$A:0"], []
-    if add_bos and tokenizer.bos_id is not None:
-        parts.insert(0, f"{tokenizer.bos_token}:0")
-        used.append((tokenizer.bos_token, tokenizer.bos_id))
-    if add_eos and tokenizer.eos_id is not None:
-        parts.append(f"{tokenizer.eos_token}:0")
-        used.append((tokenizer.eos_token, tokenizer.eos_id))
-    tokenizer.backend.post_processor = processors.TemplateProcessing(single=parts, special_tokens=used)
-    tokenizer.add_bos = add_bos and tokenizer.bos_id is not None

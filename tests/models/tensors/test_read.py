@@ -1,0 +1,114 @@
+"""Stored tensors come out right, whole and in slices, and as views where nothing has to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from shoal.core.errors import OperatorError
+from shoal.models.files import ModelFiles
+from shoal.models.safetensors import read_folder
+from shoal.models.tensor_info import TensorInfo, Transform
+from shoal.models.tensors.dequantize import dequantize
+from shoal.models.tensors.read import TensorReader
+from tests.models.tensors.test_dequantize import LAYOUT, random_blocks
+from tests.sizes import size
+
+
+def reader(tensors: dict[str, TensorInfo], folder: Path) -> TensorReader:
+    return TensorReader(ModelFiles("test", folder, "safetensors", {}, tensors))
+
+
+def test_same_type_is_a_view_over_the_file_and_others_are_converted(tmp_path: Path) -> None:
+    stored = {
+        "half": torch.randn(5, 7).to(torch.bfloat16),
+        "full": torch.randn(4, 3),
+        "old": torch.randn(6).to(torch.float16),
+        "scalar": torch.tensor(2.5),
+    }
+    save_file(stored, tmp_path / "model.safetensors")
+    read = reader(read_folder(tmp_path), tmp_path)
+    for name, tensor in stored.items():
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            assert torch.equal(read.read(name, None, dtype), tensor.to(dtype))
+    rows = read.read("full", slice(1, 3), torch.float32)
+    assert torch.equal(rows, stored["full"][1:3])
+    again = read.read("full", None, torch.float32)
+    assert rows.data_ptr() == again.data_ptr() + 3 * 4
+    assert read.read("half", slice(4, 2), torch.float32).shape == (0, 7)
+    with pytest.raises(KeyError):
+        read.read("absent", None, torch.float32)
+
+
+def test_types_without_arithmetic_here_are_refused_by_name(tmp_path: Path) -> None:
+    save_file({"whole": torch.ones(3, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(OperatorError, match="'whole' is stored as I8"):
+        reader(read_folder(tmp_path), tmp_path).read("whole", None, torch.float32)
+
+
+@settings(max_examples=size(60, 2000), deadline=None)
+@given(
+    stored=st.sampled_from(["F32", "F16", "BF16", *LAYOUT]),
+    transform=st.sampled_from(["none", "unpermute", "minus_one"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    heads=st.integers(1, 4),
+    half=st.integers(1, 5),
+    cut=st.tuples(st.integers(0, 50), st.integers(0, 50)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_slices_equal_the_whole_under_every_transform(
+    tmp_path_factory: pytest.TempPathFactory,
+    stored: str,
+    transform: Transform,
+    dtype: torch.dtype,
+    heads: int,
+    half: int,
+    cut: tuple[int, int],
+    seed: int,
+) -> None:
+    rows, columns = heads * half * 2, 512 if stored not in ("F32", "F16", "BF16") else 6
+    raw, values = stored_matrix(stored, rows, columns, seed)
+    file = tmp_path_factory.getbasetemp() / "matrix"
+    file.write_bytes(b"prefix.." + raw)
+    info = TensorInfo("m", (rows, columns), stored, file, 8, len(raw), transform, heads)
+    read = reader({"m": info}, file.parent)
+    if transform == "unpermute":
+        # The published inverse of llama.cpp's permutation: row 2i + j of a head is row j * half + i.
+        values = values.view(heads, half, 2, columns).transpose(1, 2).reshape(rows, columns)
+    elif transform == "minus_one":
+        values = values - 1.0
+    expected = values.to(dtype)
+    assert torch.equal(read.read("m", None, dtype), expected)
+    part = slice(*cut)
+    assert torch.equal(read.read("m", part, dtype), expected[part])
+
+
+def stored_matrix(stored: str, rows: int, columns: int, seed: int) -> tuple[bytes, torch.Tensor]:
+    """Bytes of a matrix in a stored type, and its values in float32."""
+    plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if stored in plain:
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(rows, columns, generator=generator).to(plain[stored])
+        return matrix.view(torch.uint8).numpy().tobytes(), matrix.float()
+    blocks = random_blocks(stored, rows * columns // LAYOUT[stored][0], seed)
+    # Numbers that float32 and bfloat16 hold; huge ones would only test infinities.
+    out = np.empty((len(blocks), LAYOUT[stored][0]), np.float32)
+    dequantize(blocks, stored, out)
+    return blocks.tobytes(), torch.from_numpy(out).view(rows, columns)
+
+
+def test_a_vector_of_biases_is_put_back_in_order(tmp_path: Path) -> None:
+    values = torch.arange(16, dtype=torch.float32)
+    permuted = values.view(2, 2, 4).transpose(1, 2).reshape(16)
+    file = tmp_path / "bias"
+    file.write_bytes(permuted.numpy().tobytes())
+    info = TensorInfo("b", (16,), "F32", file, 0, 64, "unpermute", 2)
+    read = reader({"b": info}, tmp_path)
+    assert torch.equal(read.read("b", None, torch.float32), values)
+    assert torch.equal(read.read("b", slice(3, 11), torch.float32), values[3:11])
