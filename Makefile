@@ -40,12 +40,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test-long: $(STAMP)
-	SHOAL_TEST_SIZE=long $(BIN)/python tests/long.py --what $(WHAT)
+	$(BIN)/python tests/acceptance.py --tests --what $(WHAT)
 
 acceptance: $(STAMP)
 	$(BIN)/python tests/acceptance.py --what $(WHAT)
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/bench.py
 
 clean:

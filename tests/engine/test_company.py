@@ -129,23 +129,23 @@ COMPANY = {
 
 
 @pytest.mark.parametrize("how", COMPANY)
-def test_the_same_answers_in_company(alone, how, capsys):
+def test_the_same_answers_in_company(alone, how, figure):
     folder, want, margins = alone
     engine = engine_for(folder, **COMPANY[how])
-    report(capsys, how, compare(want, margins, answers_of(engine, requests()), engine.executor.margins))
+    report(figure, how, compare(want, margins, answers_of(engine, requests()), engine.executor.margins))
 
 
-def test_the_same_answers_from_a_warm_cache(alone, capsys):
+def test_the_same_answers_from_a_warm_cache(alone, figure):
     folder, want, margins = alone
     engine = engine_for(folder)
     answers_of(engine, requests())
     before = engine.scheduler.counters.cached
     again = answers_of(engine, requests())
     assert engine.scheduler.counters.cached > before
-    report(capsys, "warm cache", compare(want, margins, again, engine.executor.margins))
+    report(figure, "warm cache", compare(want, margins, again, engine.executor.margins))
 
 
-def test_the_same_answers_under_preemption_at_the_smallest_pool(alone, capsys):
+def test_the_same_answers_under_preemption_at_the_smallest_pool(alone, figure):
     folder, want, margins = alone
     slots = -(-LONGEST // 16) * 16
     architecture = prepare(EngineConfig(model=str(folder))).architecture
@@ -153,11 +153,11 @@ def test_the_same_answers_under_preemption_at_the_smallest_pool(alone, capsys):
     engine = engine_for(folder, kv_memory=pool, max_model_len=LONGEST)
     assert engine.executor.pages * 16 == slots
     got = answers_of(engine, requests())
-    report(capsys, "smallest pool", compare(want, margins, got, engine.executor.margins))
+    report(figure, "smallest pool", compare(want, margins, got, engine.executor.margins))
     engine = engine_for(folder, kv_memory=2 * pool, max_model_len=LONGEST, page_size=4)
     got = answers_of(engine, requests())
     assert engine.scheduler.counters.preemptions > 0
-    report(capsys, "preempted", compare(want, margins, got, engine.executor.margins))
+    report(figure, "preempted", compare(want, margins, got, engine.executor.margins))
 
 
 def test_prompt_scores_are_the_same_cold_and_warm(alone):
@@ -181,9 +181,8 @@ def test_prompt_scores_are_the_same_cold_and_warm(alone):
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
 
 
-def report(capsys, how, counts):
+def report(figure, how, counts):
     compared, excused = counts
-    with capsys.disabled():
-        print(f"\n  {how}: {compared} tokens compared, {excused} near-ties excused", end="")
+    figure(f"{how}: {compared} tokens compared, {excused} near-ties excused")
     assert compared >= 0.5 * REQUESTS * OUTPUT
     assert excused <= max(1, compared // 1000)
