@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from shoal.core.config import NULL_MODEL, EngineConfig
 from shoal.core.errors import OperatorError
 from shoal.core.executor import Executor
 from shoal.core.policies import make
-from shoal.core.policy import Policy
+from shoal.core.policy import Admission, Order, Retention, Victim
 from shoal.core.table import SequenceTable
 from shoal.engine import machine
 from shoal.engine.engine import Engine
@@ -134,15 +135,15 @@ def assemble(config: EngineConfig, executor: Executor, model: TextModel) -> Engi
     return Engine(table, memory, scheduler, executor, model)
 
 
-def policies(config: EngineConfig) -> tuple[Policy, Policy, Policy, Policy]:
+def policies(config: EngineConfig) -> tuple[Order, Admission, Victim, Retention]:
     """The four policies of a configuration, not yet bound; the default admission takes its row budget
     from ``max_num_batched_tokens``."""
     admission = config.admission or f"chunked:rows={config.max_num_batched_tokens}"
     return (
-        make("order", config.order),
-        make("admission", admission),
-        make("victim", config.victim),
-        make("retention", config.retention),
+        cast(Order, make("order", config.order)),
+        cast(Admission, make("admission", admission)),
+        cast(Victim, make("victim", config.victim)),
+        cast(Retention, make("retention", config.retention)),
     )
 
 

@@ -12,6 +12,7 @@ changes the answer. Tests and dry runs of jobs use it; it imports no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -136,7 +137,7 @@ class NullExecutor:
         return state
 
     def _slot(
-        self, plan: StepPlan, run: npt.NDArray[np.int64], position: npt.NDArray[np.int32]
+        self, plan: StepPlan, run: npt.NDArray[Any], position: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.int64]:
         page = plan.pages[plan.first_page[run] + position // self.page_size]
         return page.astype(np.int64) * self.page_size + position % self.page_size

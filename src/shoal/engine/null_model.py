@@ -39,7 +39,7 @@ class NullModel:
 
     name = "null"
     vocabulary = ByteTokenizer.vocabulary_size
-    end_ids = (END,)
+    end_ids: tuple[int, ...] = (END,)
 
     def __init__(self, max_model_len: int) -> None:
         self.max_model_len = max_model_len
