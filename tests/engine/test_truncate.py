@@ -41,7 +41,7 @@ def kept_sets(scaled: torch.Tensor, rows: list[tuple[int, float, float]]) -> lis
     return [set(ids[i][values[i] > -torch.inf].tolist()) for i in range(len(rows))]
 
 
-@pytest.mark.parametrize("prefix", [4, 1024])
+@pytest.mark.parametrize("prefix", [1, 1024])
 @settings(deadline=None, max_examples=size(60, 2000))
 @given(data=st.data())
 def test_kept_tokens_are_those_of_the_definition(prefix, data):

@@ -1,7 +1,7 @@
 """Which tokens top-k, top-p and min-p leave: a pure function of each row.
 
 All three keep a prefix of the order "larger logit first, then lower id", so a row's answer is one count
-and one threshold. A vocabulary is never sorted unless a row's top-p reaches past ``PREFIX`` tokens.
+and one threshold. A whole vocabulary is sorted only where top-p reaches far past ``PREFIX`` tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 PREFIX = 1024
-"""Best tokens looked at before a top-p row is sorted whole."""
+"""Best tokens looked at first; a row whose top-p reaches further looks at 16 times as many, and so on."""
 
 
 def _counts(
@@ -50,7 +50,9 @@ def _threshold(
     outside = (count > width) & (top_p < 1.0)
     if bool(outside.any()):
         rows = torch.nonzero(outside)[:, 0]
-        threshold[rows], ties[rows] = _threshold(scaled[rows], top_k[rows], top_p[rows], vocabulary)
+        threshold[rows], ties[rows] = _threshold(
+            scaled[rows], top_k[rows], top_p[rows], min(vocabulary, 16 * width)
+        )
     everything = (count > width) & (top_p >= 1.0)
     threshold[everything] = -torch.inf
     ties[everything] = vocabulary
