@@ -42,14 +42,14 @@ class Life:
     def _wrapped(self, name: str, real: Any) -> Any:
         def call(*arguments: Any) -> Any:
             self.calls[name] += 1
-            if name != self.chosen or self.calls[name] != self.count:
-                return real(*arguments)
-            if self.when == "torn":
-                real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-            elif self.when == "after":
-                real(*arguments)
-            self.tell()
-            os.kill(os.getpid(), signal.SIGKILL)
+            if name == self.chosen and self.calls[name] == self.count:
+                if self.when == "torn":
+                    real(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                elif self.when == "after":
+                    real(*arguments)
+                self.tell()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
 
         return call
 

@@ -19,6 +19,7 @@ def run_with(flags: Flags) -> int:
     task = job(flags, config)
     prepared = prepare(config, read_text(flags["chat_template"]))
     with watcher(flags["quiet"]) as display:
+
         def loaded() -> Engine:
             display.say(prepared.description)
             engine = start(prepared, display.loading)

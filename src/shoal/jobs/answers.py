@@ -12,6 +12,7 @@ import msgspec
 from shoal.core.errors import ShoalError
 from shoal.core.request import Finished, FinishReason, SamplingParams, TokenLogprobs
 from shoal.engine.model import TextModel
+from shoal.jobs.results import LINE_START
 from shoal.jobs.sampling import shown
 from shoal.jobs.spool import CHAT, SpoolRow
 
@@ -102,9 +103,10 @@ class AnswerWriter:
         cached = 0 if folded_into else sum(finished.cached for finished in done)
         computed = 0 if folded_into else sum(finished.computed for finished in done)
         return (
-            b'{"id":"batch-%s","custom_id":%s,"response":%s,"error":%s,'
+            b'%s%s","custom_id":%s,"response":%s,"error":%s,'
             b'"shoal":{"line":%d,"sampling":%s,"cached_tokens":%d,"computed_tokens":%d%s}}\n'
         ) % (
+            LINE_START,
             self._mark(row.line),
             _encode(row.id),
             response,

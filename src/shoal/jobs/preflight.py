@@ -12,7 +12,7 @@ import numpy as np
 from shoal.core.errors import CallerError, OperatorError, ShoalError
 from shoal.core.request import Constraint, Ids
 from shoal.engine.model import TextModel
-from shoal.jobs.folding import DIGEST_BYTES, answer_digest, fold, id_digest, lone_digest, repeats
+from shoal.jobs.folding import DIGEST_BYTES, ID_BYTES, answer_digest, fold, id_digest, lone_digest, repeats
 from shoal.jobs.job import Interrupted, Job, Stopping, Watcher
 from shoal.jobs.quarantine import Quarantine
 from shoal.jobs.rows import Asked, RowReader
@@ -38,7 +38,7 @@ class Prepared:
 
 
 class Preflight:
-    """One pass over the input. Holds 44 bytes a row while it reads, and sorts at its end."""
+    """One pass over the input. Holds 36 bytes a row while it reads, and sorts at its end."""
 
     def __init__(self, job: Job, model: TextModel, watcher: Watcher, stopping: Stopping) -> None:
         self._job = job
@@ -200,11 +200,13 @@ class Preflight:
         self._quarantine.sync()
         return Prepared(self._rows, self._quarantine.rows, folded, self._tokens, source.sha256(), size)
 
-    def _refuse_doubled_ids(self) -> list[int]:
+    def _refuse_doubled_ids(self) -> array[int]:
         """Rows whose id an earlier row has; each is left out of the folding and of the run."""
-        doubled = []
-        for row, first in repeats(self._ids):
+        doubled = array("i")
+        for row, first in repeats(self._ids, ID_BYTES):
             line, identifier = self._spool.line[row], self._spool.id_of(row)
+            if identifier != self._spool.id_of(first):
+                continue
             error = CallerError(
                 f"the id {identifier!r} was given to line {self._spool.line[first]} already",
                 remedy="give each row an id of its own",

@@ -16,6 +16,8 @@ from shoal.jobs.files import JobFiles, open_file, refused, remove, sync_folder, 
 GROUP_ROWS = 1000
 GROUP_SECONDS = 0.2
 BUFFER = 1 << 20
+LINE_START = b'{"id":"batch-'
+"""How every result line begins."""
 
 
 class _Usage(msgspec.Struct):
@@ -44,11 +46,11 @@ class _Accounts(msgspec.Struct):
 
 
 class ResultLine(msgspec.Struct):
-    """The part of a result line that counts: which row it answers, how, and at what cost."""
+    """The part of a result line that counts: which row it answers, how, and at what cost. A row that failed
+    has no response."""
 
     shoal: _Accounts
-    response: _Response | None = None
-    error: msgspec.Raw | None = None
+    response: _Response | None
 
 
 class Results:
@@ -90,28 +92,28 @@ class Results:
 def scan(files: JobFiles, take: Callable[[ResultLine, int, int], None]) -> None:
     """Hand every whole result line to ``take`` with its offset and length; cut away a torn end.
 
-    Lines that a power cut garbled are cut too, as long as nothing readable follows them.
+    A torn end is the beginning of a result line, or what a power cut leaves of blocks that were never
+    written (zeros). Whatever else stands there is somebody's, and is not touched.
 
     Raises:
-        OperatorError: something in the middle of the file is not a result line.
+        OperatorError: something in the file is not a result line.
     """
     decoder = msgspec.json.Decoder(ResultLine)
     path = files.output
-    offset = good = 0
-    bad_line = 0
+    offset = good = torn = 0
     with open(open_file(path, os.O_RDONLY), "rb", BUFFER) as file:
         for number, data in enumerate(file, 1):
             try:
                 line = decoder.decode(data) if data.endswith(b"\n") else None
             except (msgspec.DecodeError, UnicodeDecodeError):
                 line = None
-            if line is None:
-                bad_line = bad_line or number
-            elif bad_line:
+            if line is None and _is_torn(data):
+                torn = torn or number
+            elif line is None or torn:
                 raise OperatorError(
-                    f"line {bad_line} is not a result line of this job",
+                    f"line {torn or number} is not a result line of this job",
                     where=str(path),
-                    remedy="restore the file, or move it away with its journal and start again",
+                    remedy="restore the file, or move it away with its journal and begin again",
                 )
             else:
                 take(line, offset, len(data))
@@ -119,6 +121,10 @@ def scan(files: JobFiles, take: Callable[[ResultLine, int, int], None]) -> None:
             offset += len(data)
     if good < offset:
         os.truncate(path, good)
+
+
+def _is_torn(data: bytes) -> bool:
+    return b"\0" in data or (not data.endswith(b"\n") and data.startswith(LINE_START[: len(data)]))
 
 
 def in_input_order(files: JobFiles) -> None:

@@ -305,6 +305,13 @@ class _Session:
         books = Books(rows=prepared["rows"], quarantined=prepared["bad"])
         scan(self._files, books.take)
         summary = books.summary(self._journal.events)
+        if summary.answered + summary.failed + summary.quarantined != summary.rows:
+            raise InternalError(
+                f"{summary.rows} rows, but {summary.answered} answered, {summary.failed} failed and "
+                f"{summary.quarantined} quarantined",
+                where=str(self._files.output),
+                remedy="report this with the journal",
+            )
         self._journal.write("done", summary=books.plain(summary))
         remove(self._files.spool)
         remove(self._files.sorted)
