@@ -13,6 +13,7 @@ import pytest
 from shoal.core.errors import OperatorError
 from shoal.models.gguf import read_gguf_header
 from shoal.models.gguf_names import GgufNames
+from shoal.models.registry import read_architecture
 from tests.models.build import gguf_bytes, gguf_string, llama_metadata, llama_tensors, write_gguf
 
 
@@ -173,6 +174,34 @@ def test_config_of_llama_and_its_scalings(tmp_path: Path) -> None:
     assert config(**scaling)["rope_scaling"]["original_max_position_embeddings"] == 32
     factors = config({"rope_freqs.weight": np.array([1.0, 8.0], np.float32)})["rope_scaling"]
     assert factors == {"rope_type": "factors", "factors": [1.0, 8.0]}
+
+
+@pytest.mark.parametrize(("layers", "scalar"), [(18, 6), (62, 4)])
+def test_config_of_gemma(tmp_path: Path, layers: int, scalar: int) -> None:
+    metadata = {
+        "general.architecture": "gemma3",
+        "gemma3.block_count": layers,
+        "gemma3.context_length": 128,
+        "gemma3.embedding_length": 16,
+        "gemma3.feed_forward_length": 24,
+        "gemma3.attention.head_count": 4,
+        "gemma3.attention.head_count_kv": 1,
+        "gemma3.attention.key_length": 6,
+        "gemma3.attention.value_length": 6,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+        "gemma3.attention.sliding_window": 8,
+        "gemma3.rope.freq_base": 1e6,
+        "gemma3.rope.scaling.type": "linear",
+        "gemma3.rope.scaling.factor": 8.0,
+    }
+    tensors = {"token_embd.weight": np.ones((5, 16), np.float32)}
+    config = GgufNames(read_gguf_header(write_gguf(tmp_path / "m.gguf", metadata, tensors))).config
+    assert config["query_pre_attn_scalar"] == scalar
+    assert config["layer_types"].count("full_attention") == layers // 6
+    assert config["layer_types"][5] == "full_attention"
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert read_architecture(config).layers[5].attention.rotary.scaling is not None
+    assert read_architecture(config).layers[0].attention.rotary.scaling is None
 
 
 def test_names_and_transforms(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ class GgufNames:
             "layer_types": ["sliding_attention" if flag else "full_attention" for flag in windowed],
             "rope_local_base_freq": self._get("rope.freq_base_swa", float, 10000.0),
             "query_pre_attn_scalar": scalar,
-            "attention_bias": False,
+            "attention_bias": "blk.0.attn_q.bias" in self.header.tensors,
         }
 
     def _rope_scaling(self) -> dict[str, Any] | None:
