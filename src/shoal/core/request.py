@@ -94,6 +94,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"):
             if getattr(value, name) != getattr(value, name):
                 raise CallerError(f"{name} is not a number", remedy="give a number")
+        for token, bias in value.logit_bias.items():
+            if not -100.0 <= bias <= 100.0:
+                raise CallerError(f"logit_bias of token {token} is {bias}", remedy="give -100 to 100")
         return value
 
 

@@ -124,12 +124,15 @@ class Answers:
         request = table.request(slot)
         watch, scores = self._watches.get(slot), self._scores.get(slot)
         params = request.params
+        text = watch.close() if watch else None
+        if watch and watch.hit and reason is FinishReason.LENGTH:
+            reason = FinishReason.STOP
         return Finished(
             handle=int(table.handle[slot]),
             request=request,
             tokens=table.ids(slot, int(table.prompt[slot])).copy(),
             reason=reason,
-            text=watch.close() if watch else None,
+            text=text,
             stop_reason=watch.hit if watch and watch.hit else stop,
             error=error,
             logprobs=tuple(scores.output) if scores and params.logprobs is not None else None,

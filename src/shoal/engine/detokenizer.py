@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.core.request import Finished
     from shoal.models.tokenizer import Tokenizer
 
 _UNKNOWN = "\ufffd"
@@ -21,8 +22,18 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int], skip_special: bool = True) 
     return tokenizer.decode(ids, skip_special)
 
 
+def answer_text(tokenizer: Tokenizer, finished: Finished) -> str:
+    """The text of an answer: cut before a stop string; a token that ended the answer is no text."""
+    if finished.text is not None:
+        return finished.text
+    tokens = finished.tokens[:-1] if isinstance(finished.stop_reason, int) else finished.tokens
+    return decode(tokenizer, tokens, finished.request.params.skip_special_tokens)
+
+
 @lru_cache(maxsize=8)
 def _special_ids(backend: Any) -> frozenset[int]:
+    if backend is None:
+        return frozenset()
     added = backend.get_added_tokens_decoder()
     return frozenset(token for token, content in added.items() if content.special)
 
@@ -30,7 +41,7 @@ def _special_ids(backend: Any) -> frozenset[int]:
 @lru_cache(maxsize=8)
 def _byte_ids(backend: Any) -> frozenset[int]:
     """The tokens ``<0x00>`` to ``<0xFF>`` of a tokenizer whose decoder reads them as bytes."""
-    decoder = backend.decoder
+    decoder = None if backend is None else backend.decoder
     if decoder is None or b"ByteFallback" not in decoder.__getstate__():
         return frozenset()
     spellings = (f"<0x{byte:{form}}>" for byte in range(256) for form in ("02X", "02x"))
@@ -51,7 +62,9 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
-        self._backend = tokenizer.backend
+        self._tokenizer = tokenizer
+        # The null model's bytes have no pipeline behind them, and need none.
+        self._backend = getattr(tokenizer, "backend", None)
         self._skipped = _special_ids(self._backend) if skip_special else frozenset()
         self._bytes = _byte_ids(self._backend)
         self._window: list[int] = []
@@ -63,7 +76,7 @@ class StreamDecoder:
         before = len(self._window) - self._trailing_bytes
         for token in ids:
             token = int(token)
-            if token in self._skipped or self._backend.id_to_token(token) is None:
+            if token in self._skipped or (self._backend and self._backend.id_to_token(token) is None):
                 continue
             self._window.append(token)
             self._trailing_bytes = self._trailing_bytes + 1 if token in self._bytes else 0
@@ -88,7 +101,7 @@ class StreamDecoder:
         return text
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._backend.decode(ids, skip_special_tokens=False))
+        return self._tokenizer.decode(ids, False)
 
     def _start_at(self, first: int, sent: int) -> None:
         self._window = self._window[first:]

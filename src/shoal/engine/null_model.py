@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from shoal.core.errors import CallerError
-from shoal.core.request import Constraint, Ids
+from shoal.core.request import Constraint
+from shoal.models.tokenizer import Tokenizer
 
 END, RESERVED = 0, 3
 """Ids 0 (end of text), 1 and 2 (turns of a conversation) are special; byte b is id 3 + b."""
+_SPECIAL = ("<end>", "<turn>", "<reply>")
 
 
-class ByteTokenizer:
-    """UTF-8 bytes, one id each."""
+def byte_tokenizer() -> Tokenizer:
+    """UTF-8 bytes, one id each: a byte-level vocabulary without merges."""
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
 
-    vocabulary_size = 256 + RESERVED
-
-    def encode(self, text: str, add_special: bool = True) -> Ids:
-        """Raises CallerError for text that UTF-8 cannot carry (a lone surrogate)."""
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise CallerError(f"the text is not valid Unicode: {error.reason}", remedy="repair it") from None
-        return np.frombuffer(data, dtype=np.uint8).astype(np.int32) + RESERVED
-
-    def encode_batch(self, texts: Sequence[str], add_special: bool = True) -> list[Ids]:
-        return [self.encode(text, add_special) for text in texts]
-
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        return bytes(i - RESERVED for i in ids if i >= RESERVED).decode(errors="replace")
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    # Byte-level vocabularies write an unprintable byte as the next free character above 255 (GPT-2).
+    letter = {byte: chr(byte) for byte in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    vocabulary = {text: i for i, text in enumerate(_SPECIAL)}
+    vocabulary |= {letter[byte]: RESERVED + byte for byte in range(256)}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True) for text in _SPECIAL])
+    return Tokenizer(backend, bos_token=None, eos_token=_SPECIAL[END])
 
 
 class NullModel:
     """The cold side of the null executor; see ``shoal.engine.model.TextModel`` for the meanings."""
 
     name = "null"
-    vocabulary = ByteTokenizer.vocabulary_size
+    vocabulary = 256 + RESERVED
     end_ids: tuple[int, ...] = (END,)
 
     def __init__(self, max_model_len: int) -> None:
         self.max_model_len = max_model_len
-        self.tokenizer = ByteTokenizer()
+        self.tokenizer = byte_tokenizer()
         self.identity: dict[str, Any] = {"model": "null", "max_model_len": max_model_len}
 
     def render(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:

@@ -1,0 +1,105 @@
+"""Sizes are chosen from what is there, said in one line, and refused where they cannot hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shoal.core.config import EngineConfig, parse_bytes
+from shoal.core.errors import OperatorError
+from shoal.engine import machine
+from shoal.engine.build import prepare
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+KV_BYTES = 2 * 2 * 2 * 16 * 4  # layers, K and V, heads, head size, float32
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return {"model": str(tmp_path), "load_format": "dummy"}
+
+
+def test_a_pool_is_as_large_as_asked_and_sets_the_longest_sequence(model):
+    prepared = prepare(EngineConfig(**model, kv_memory=KV_BYTES * 16 * 10))
+    assert prepared.pages == 10
+    assert prepared.model.max_model_len == 160
+    assert "160 tokens (as asked)" in prepared.description
+
+
+def test_the_pool_takes_what_is_left_but_never_more_than_can_be_used(model, monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: machine.RESERVE + (8 << 30))
+    prepared = prepare(EngineConfig(**model, max_num_seqs=4))
+    assert prepared.pages == 4 * 1024 // 16
+    assert "10.0 GiB free, weights 0.00, reserve 2.0" in prepared.description
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_model_len": 2000}, "above the model's 1024"),
+        ({"max_model_len": 1000, "kv_memory": KV_BYTES * 16 * 10}, "does not fit the KV pool"),
+        ({"kv_memory": 10}, "less than two tokens"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"device": "tpu"}, "unknown device"),
+        ({"order": "fcsf"}, "did you mean 'fcfs'"),
+        ({"admission": "chunked:rows=0"}, "outside 1"),
+        ({"admission": "chunked:rows=many"}, "'many' is not int"),
+    ],
+)
+def test_what_cannot_hold_is_refused_with_its_name(model, changes, words):
+    with pytest.raises(OperatorError, match=words):
+        prepare(EngineConfig(**(model | changes)))
+
+
+def test_no_memory_left_is_said_with_the_sum(model, monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: 1 << 20)
+    with pytest.raises(OperatorError, match=r"no memory left for KV: .*reserve"):
+        prepare(EngineConfig(**model))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2GiB", 2**31), ("500MB", 500_000_000), ("1.5k", 1500), ("123", 123), ("4 gi", 2**32)],
+)
+def test_sizes_are_read(text, value):
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "2GG", "1e9"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(OperatorError, match="cannot read the size"):
+        parse_bytes(text)
+
+
+def test_threads_follow_the_quota(monkeypatch):
+    monkeypatch.setattr(machine, "_cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert machine.threads() == (1, "cgroup quota")
+    assert machine.threads(16) == (16, "as asked")
+    monkeypatch.setattr(machine, "_cpu_quota", lambda: None)
+    assert machine.threads() == (8, "affinity mask")
+
+
+def test_memory_is_capped_by_the_cgroup(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    free = machine.memory()
+    (tmp_path / "memory.max").write_text(f"{1 << 28}\n")
+    (tmp_path / "memory.current").write_text(f"{1 << 27}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 20}\n")
+    assert machine.memory() == (1 << 27) + (1 << 20) < free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.memory() >= 1 << 28
