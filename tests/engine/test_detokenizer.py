@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from shoal.engine import detokenizer
 from shoal.engine.detokenizer import StopStrings, StreamDecoder, decode
+from shoal.engine.null_model import byte_tokenizer
 from shoal.models.tokenizer import Tokenizer
 from tests.engine.toy_tokenizers import TEXTS, byte_fallback, byte_level, metaspace, word_piece
 from tests.sizes import size
@@ -17,6 +18,7 @@ KINDS = {
     "word-piece": word_piece(),
     "metaspace": metaspace(),
     "no-decoder": metaspace(decoder=False),
+    "null-model": byte_tokenizer(),
 }
 REAL = [*TEXTS, "  two  spaces ", "🏳️‍🌈 e\u0301 \u200d", "한국어 текст\n\ttab", "�", "a�b", "𝔘𝔫𝔦", ""]
 
@@ -35,7 +37,7 @@ def in_pieces(tokenizer: Tokenizer, ids: list[int], cuts: list[int], skip_specia
 @given(data=st.data())
 def test_pieces_join_to_the_whole(tokenizer, data):
     """Random ids, unknown ones and specials among them, from wide and narrow choices (long byte runs)."""
-    top = tokenizer.vocabulary_size + 2
+    top = tokenizer.vocabulary_size + (2 if isinstance(tokenizer, Tokenizer) else 0)
     pool = data.draw(
         st.one_of(st.just(range(top)), st.lists(st.integers(0, top - 1), min_size=1, max_size=4))
     )

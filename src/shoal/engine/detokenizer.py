@@ -76,7 +76,8 @@ class StreamDecoder:
         before = len(self._window) - self._trailing_bytes
         for token in ids:
             token = int(token)
-            if token in self._skipped or (self._backend and self._backend.id_to_token(token) is None):
+            unknown = self._backend is not None and self._backend.id_to_token(token) is None
+            if unknown or token in self._skipped:
                 continue
             self._window.append(token)
             self._trailing_bytes = self._trailing_bytes + 1 if token in self._bytes else 0
