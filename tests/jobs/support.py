@@ -93,7 +93,7 @@ def run(
 
 def results(path: Path) -> list[dict[str, Any]]:
     """The result lines of a file, in its order."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def normal(line: dict[str, Any]) -> dict[str, Any]:

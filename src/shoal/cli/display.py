@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 5.0
 RATE_SECONDS = 10.0
+NARROW = 60
+"""Columns below which a table would break every line."""
 
 
 class Sample(NamedTuple):
@@ -189,10 +191,14 @@ class Panel(Lines):
         from rich.table import Table
 
         self.close()
+        console = Console(stderr=True)
+        if console.width < NARROW:
+            super().finished(job, summary)
+            return
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, value in summary_rows(job, summary):
             table.add_row(name, value)
-        Console(stderr=True).print(table, highlight=False)
+        console.print(table, highlight=False)
 
 
 def watcher(quiet: bool) -> Quiet:
