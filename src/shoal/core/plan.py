@@ -77,6 +77,26 @@ class StepPlan:
         """Indices of the rows that emit, ascending, shape (E,)."""
         return np.flatnonzero(self.emit)
 
+    def only(self, run: int) -> StepPlan:
+        """The plan of one run alone."""
+        first, rows = int(self.first_row[run]), int(self.rows[run])
+        page, count = int(self.first_page[run]), int(self.page_count[run])
+        part, pages, one = slice(first, first + rows), slice(page, page + count), slice(run, run + 1)
+        start = np.zeros(1, dtype=np.int32)
+        return StepPlan(
+            step=self.step,
+            token=self.token[part],
+            position=self.position[part],
+            emit=self.emit[part],
+            target=self.target[part],
+            sequence=self.sequence[one],
+            first_row=start,
+            rows=self.rows[one],
+            first_page=start.copy(),
+            page_count=self.page_count[one],
+            pages=self.pages[pages],
+        )
+
     def check(self, page_size: int) -> None:
         """Raise AssertionError unless the columns agree with each other."""
         assert self.run_count == 0 or self.first_row[0] == 0

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shoal.core.errors import InternalError
+from shoal.core.errors import InternalError, ShoalError
 from shoal.core.plan import EMIT_LOGPROBS, I32, I64, ScoredTokens, StepPlan, StepResult
 from shoal.core.request import Request
 from shoal.engine.tensors.sampler import SampledRows, Sampler
@@ -61,34 +61,61 @@ class ModelExecutor:
         self._prompt.pop(slot, None)
 
     def submit(self, plan: StepPlan) -> None:
+        hidden, failures = self._forward(plan)
         try:
-            result = self._run(plan)
+            result = self._emit(plan, hidden, failures)
         except Exception as error:
-            failure = InternalError(f"step {plan.step} failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            result = StepResult(
-                plan.step,
-                np.zeros(len(plan.emitting_rows()), dtype=np.int32),
-                self.clock(),
-                failures=dict.fromkeys(range(plan.run_count), failure),
-            )
+            result = self._failed(plan, error)
         self._ready.append(result)
 
     def poll(self) -> list[StepResult]:
         ready, self._ready = self._ready, []
         return ready
 
-    def _run(self, plan: StepPlan) -> StepResult:
-        hidden = self.model.forward(self.model.inputs(plan, self.page_size), self.cache)
+    def _forward(self, plan: StepPlan) -> tuple[torch.Tensor | None, dict[int, Exception]]:
+        """Hidden vectors of all rows, and the runs that failed; None if all did."""
+        try:
+            return self.model.forward(self.model.inputs(plan, self.page_size), self.cache), {}
+        except Exception as error:
+            if plan.run_count == 1:
+                return None, {0: _as_internal(plan, error)}
+            return self._one_by_one(plan)
+
+    def _one_by_one(self, plan: StepPlan) -> tuple[torch.Tensor | None, dict[int, Exception]]:
+        """A step that broke, computed again run by run: one broken run takes no other with it but those
+        that read what it was to write, and these come after it in the plan."""
+        hidden: torch.Tensor | None = None
+        failures: dict[int, Exception] = {}
+        lost: set[int] = set()
+        for run in range(plan.run_count):
+            part = plan.only(run)
+            try:
+                if lost.intersection(part.pages.tolist()):
+                    raise InternalError(f"step {plan.step}: a run that this one reads from failed")
+                rows = self.model.forward(self.model.inputs(part, self.page_size), self.cache)
+            except Exception as error:
+                failures[run] = _as_internal(plan, error)
+                lost.update(part.pages[part.position[0] // self.page_size :].tolist())
+                continue
+            if hidden is None:
+                hidden = rows.new_zeros((plan.row_count, rows.shape[1]))
+            hidden[plan.first_row[run] : plan.first_row[run] + len(rows)] = rows
+        return hidden, failures
+
+    def _emit(
+        self, plan: StepPlan, hidden: torch.Tensor | None, failures: dict[int, Exception]
+    ) -> StepResult:
         rows = plan.emitting_rows()
         run = plan.run_of_row()[rows]
-        failures: dict[int, Exception] = {}
         sampled = []
-        for start in range(0, len(rows), LOGIT_ROWS):
+        for start in range(0, len(rows) if hidden is not None else 0, LOGIT_ROWS):
             part = slice(start, start + LOGIT_ROWS)
+            assert hidden is not None
             sampled.append(self._sample(plan, hidden, rows[part], run[part]))
             for row, error in sampled[-1].failures.items():
                 failures.setdefault(int(run[start + row]), error)
+        if hidden is None:
+            return self._failed(plan, next(iter(failures.values())))
         return StepResult(
             plan.step,
             _joined([part.tokens for part in sampled], np.int32),
@@ -97,6 +124,14 @@ class ModelExecutor:
             margins=_joined([part.margins for part in sampled], np.float32) if self.record_margins else None,
             complete=_complete(sampled),
             failures=failures,
+        )
+
+    def _failed(self, plan: StepPlan, error: Exception) -> StepResult:
+        """Every run of the plan has failed."""
+        nothing = np.zeros(len(plan.emitting_rows()), dtype=np.int32)
+        error = _as_internal(plan, error)
+        return StepResult(
+            plan.step, nothing, self.clock(), failures=dict.fromkeys(range(plan.run_count), error)
         )
 
     def _sample(self, plan: StepPlan, hidden: torch.Tensor, rows: I64, run: I32) -> SampledRows:
@@ -111,6 +146,14 @@ class ModelExecutor:
             plan.emit[rows] == EMIT_LOGPROBS,
             self.record_margins,
         )
+
+
+def _as_internal(plan: StepPlan, error: Exception) -> Exception:
+    if isinstance(error, ShoalError):
+        return error
+    failure = InternalError(f"step {plan.step} failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _joined(parts: list[Any], dtype: type) -> npt.NDArray[Any]:
