@@ -94,6 +94,7 @@ class Scheduler:
         self._new: list[int] = []
         self._waiting = 0
         self._flight: _Flight | None = None
+        self._asks_entry = type(admission).enters is not Admission.enters
         policies: tuple[Policy, ...] = (order, admission, victim, memory.prefix.retention)
         self._observers = [p for p in policies if type(p).observe is not Policy.observe]
 
@@ -325,7 +326,7 @@ class Scheduler:
             if not self._is_waiting(slot, handle):
                 continue
             alone = not len(slots) and not entered
-            if not alone and not self.admission.enters(load, self._view_one(slot, now)):
+            if self._asks_entry and not alone and not self.admission.enters(load, self._view_one(slot, now)):
                 passed.append(entry)
                 break
             hits = self.memory.find(slot)
