@@ -191,12 +191,7 @@ class AnswerWriter:
         for text in texts:
             offsets.append(end)
             end += len(text)
-        top = [
-            None
-            if token is None
-            else {self._token(other): finite(logprob) for other, logprob in reversed(token.top)}
-            for token in scored
-        ]
+        top = [None if token is None else self._alternatives(token) for token in scored]
         return _encode(
             {
                 "tokens": texts,
@@ -205,6 +200,12 @@ class AnswerWriter:
                 "text_offset": offsets,
             }
         )
+
+    def _alternatives(self, scored: TokenLogprobs) -> dict[str, float]:
+        """By text, the token itself among them; of two ids with one text the better one counts."""
+        found = {self._token(other): finite(logprob) for other, logprob in reversed(scored.top)}
+        found.setdefault(self._token(scored.token), finite(scored.logprob))
+        return found
 
     def _prompt_logprobs(self, row: SpoolRow, params: SamplingParams, finished: Finished) -> bytes:
         """Only where the row asked for them by that name; an echo shows them in its own lists."""
