@@ -159,9 +159,10 @@ class Panel(Lines):
             super().say(text)
 
     def _show(self, title: str, share: float, figures: dict[str, str]) -> None:
-        from rich.console import Console, Group
+        from rich.console import Console
         from rich.live import Live
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         if self._live is None:
@@ -171,7 +172,11 @@ class Panel(Lines):
         width = max(1, self._live.console.width)
         text = Text(f"{title} " + " · ".join(f"{name} {value}" for name, value in figures.items()))
         text.truncate(max(1, 2 * width), overflow="ellipsis")
-        self._live.update(Group(ProgressBar(total=1.0, completed=share, width=width), text))
+        # A bar ends no line of its own; in a grid it does.
+        panel = Table.grid()
+        panel.add_row(ProgressBar(total=1.0, completed=share, width=width))
+        panel.add_row(text)
+        self._live.update(panel)
 
     def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
         self._show("preparing", done / max(1, size), {"rows": f"{rows:,}", "bad": f"{bad:,}"})
