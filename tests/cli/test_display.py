@@ -1,0 +1,38 @@
+"""What a person sees of a run on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from shoal.cli.display import Panel
+from shoal.jobs.job import Status
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> io.StringIO:
+    """A terminal 60 columns wide that Panel takes for its own."""
+    screen = io.StringIO()
+
+    def console(**_: object) -> Console:
+        return Console(file=screen, width=60, force_terminal=True, color_system=None)
+
+    monkeypatch.setattr("rich.console.Console", console)
+    return screen
+
+
+def test_the_figures_stand_below_the_bar(terminal):
+    panel = Panel()
+    panel.running(Status(rows=8, done=2), now=1.0)
+    panel.running(Status(rows=8, done=4), now=2.0)
+    shown = panel._live.get_renderable()
+    panel.close()
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    console.print(shown)
+    bar, *figures = console.file.getvalue().splitlines()
+    assert set(bar) <= set("━╸╺ ")
+    text = " ".join(figures)
+    assert text.startswith("running rows 4/8")
+    assert "left 2.0 s" in " ".join(text.split())
