@@ -8,7 +8,7 @@ from shoal.cli.stop import Stop
 from shoal.engine.build import prepare, start
 from shoal.engine.engine import Engine
 from shoal.jobs.job import Interrupted
-from shoal.jobs.runner import run_job
+from shoal.jobs.runner import open_rows, run_job
 
 
 def run_with(flags: Flags) -> int:
@@ -17,12 +17,19 @@ def run_with(flags: Flags) -> int:
     stop.install()
     config = engine_config(flags)
     task = job(flags, config)
+    # Whatever is wrong with the files is said before a model is looked for, or even downloaded.
+    open_rows(task).close()
     prepared = prepare(config, read_text(flags["chat_template"]))
     with watcher(flags["quiet"]) as display:
 
+        def loading(done: int, size: int) -> None:
+            display.loading(done, size)
+            if stop():
+                raise Interrupted
+
         def loaded() -> Engine:
             display.say(prepared.description)
-            engine = start(prepared, display.loading)
+            engine = start(prepared, loading)
             display.engine = engine
             return engine
 

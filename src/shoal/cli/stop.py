@@ -9,6 +9,9 @@ from types import FrameType
 
 from shoal.jobs.job import INTERRUPTED
 
+SHOW_CURSOR = b"\x1b[?25h\n"
+"""The live panel hides it."""
+
 
 class Stop:
     """Turns SIGINT and SIGTERM into a question that the run asks between steps."""
@@ -23,6 +26,8 @@ class Stop:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
             os._exit(INTERRUPTED)
         self.asked = True
         if number == signal.SIGINT:

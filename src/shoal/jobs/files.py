@@ -86,11 +86,40 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, path: Path)
         raise refused(error, path) from None
 
 
-def sync_folder(path: Path) -> None:
-    """Make a creation, rename or removal in the folder of ``path`` survive a power cut."""
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def read_at(descriptor: int, start: int, length: int, path: Path) -> bytes:
+    """Exactly ``length`` bytes from ``start`` on.
+
+    Raises:
+        OperatorError: the file cannot be read, or ends before that.
+    """
+    try:
+        data = os.pread(descriptor, length, start)
+    except OSError as error:
+        raise refused(error, path) from None
+    if len(data) != length:
+        raise OperatorError(
+            f"the file ends at byte {start + len(data)}, too early", where=str(path), remedy="restore it"
+        )
+    return data
+
+
+def sync(descriptor: int, path: Path) -> None:
+    """Return when all that was written to the file would survive a power cut.
+
+    Raises:
+        OperatorError: it cannot be made to.
+    """
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise refused(error, path) from None
+
+
+def sync_folder(path: Path) -> None:
+    """Make a creation, rename or removal in the folder of ``path`` survive a power cut."""
+    descriptor = open_file(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync(descriptor, path.parent)
     finally:
         os.close(descriptor)
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from shoal.core.errors import InternalError, OperatorError
-from shoal.jobs.files import JobFiles, open_file, refused, sync_folder, write_all
+from shoal.jobs.files import JobFiles, open_file, refused, sync, sync_folder, write_all
 
 VERSION = 1
 
@@ -83,7 +83,7 @@ class Journal:
         line = {"event": event, **values}
         write_all(self._descriptor, msgspec.json.encode(line) + b"\n", self.path)
         if durable:
-            os.fsync(self._descriptor)
+            sync(self._descriptor, self.path)
         self.events.append(line)
 
     def create(self, **values: Any) -> None:

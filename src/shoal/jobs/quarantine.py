@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from shoal.core.errors import ShoalError
-from shoal.jobs.files import JobFiles, open_file, remove, write_all
+from shoal.jobs.files import JobFiles, open_file, remove, sync, write_all
 
 EXCERPT = 300
 """Characters of the raw line that are shown."""
@@ -40,7 +40,7 @@ class Quarantine:
 
     def sync(self) -> None:
         if self._descriptor >= 0:
-            os.fsync(self._descriptor)
+            sync(self._descriptor, self.path)
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import OperatorError
-from shoal.jobs.files import JobFiles, open_file, refused, remove, sync_folder, write_all
+from shoal.jobs.files import JobFiles, open_file, read_at, refused, remove, sync, sync_folder, write_all
 
 GROUP_ROWS = 1000
 GROUP_SECONDS = 0.2
@@ -61,7 +61,10 @@ class Results:
 
     def __init__(self, files: JobFiles) -> None:
         self.path = files.output
+        new = not self.path.exists()
         self._descriptor = open_file(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if new:
+            sync_folder(self.path)
         self._waiting = 0
         self._synced = 0.0
 
@@ -76,10 +79,7 @@ class Results:
     def sync(self, now: float) -> None:
         """Returns when every line so far would survive a power cut."""
         if self._waiting:
-            try:
-                os.fsync(self._descriptor)
-            except OSError as error:
-                raise refused(error, self.path) from None
+            sync(self._descriptor, self.path)
         self._waiting = 0
         self._synced = now
 
@@ -162,14 +162,12 @@ def _copy(files: JobFiles, order: npt.NDArray[np.int64], ends: npt.NDArray[np.in
         buffer = bytearray()
         for place in order:
             start = int(ends[place])
-            buffer += os.pread(source, int(ends[place + 1]) - start, start)
+            buffer += read_at(source, start, int(ends[place + 1]) - start, files.output)
             if len(buffer) >= BUFFER:
                 write_all(target, buffer, files.sorted)
                 buffer.clear()
         write_all(target, buffer, files.sorted)
-        os.fsync(target)
-    except OSError as error:
-        raise refused(error, files.sorted) from None
+        sync(target, files.sorted)
     except OperatorError:
         remove(files.sorted)
         raise

@@ -50,9 +50,8 @@ def run_job(
         OperatorError: the job cannot be started or go on; names file and remedy. What is done stays done.
         Interrupted: asked to stop; the same call goes on from there.
     """
-    source = open_source(job.input, job.form, job.line_limit, job.layout.needs)
+    source = open_rows(job)
     try:
-        check_output(job)
         journal = Journal(job.files)
         try:
             return _Session(job, journal, source, model, start, watcher, stopping, clock).run()
@@ -62,7 +61,22 @@ def run_job(
         source.close()
 
 
-def check_output(job: Job) -> None:
+def open_rows(job: Job) -> Source:
+    """The job's input, once it is clear that input and output can be used; nothing is written.
+
+    Raises:
+        OperatorError: the input cannot be read, or the output is not this job's.
+    """
+    source = open_source(job.input, job.form, job.line_limit, job.layout.needs)
+    try:
+        _check_output(job)
+    except OperatorError:
+        source.close()
+        raise
+    return source
+
+
+def _check_output(job: Job) -> None:
     """Refuse, before anything is written, an output that no journal speaks for.
 
     Raises:
@@ -194,6 +208,8 @@ class _Session:
             prepared = preflight.run(self._source)
         except OperatorError:
             self._forget()
+            if not self._job.strict:
+                remove(self._files.quarantine)
             raise
         if event is not None and event["sha256"] != prepared.sha256:
             raise OperatorError(
@@ -245,8 +261,13 @@ class _Session:
         return done
 
     def _answer(self, spool: Spool, done: npt.NDArray[np.bool_], started: float) -> None:
-        engine = self._start()
-        status = Status(rows=spool.rows, done=int(np.count_nonzero(done)), started=self._clock())
+        try:
+            engine = self._start()
+        except OperatorError:
+            self._forget()
+            raise
+        rows = int(np.count_nonzero(spool.leader != NOBODY))
+        status = Status(rows=rows, done=int(np.count_nonzero(done)), started=self._clock())
         status.at_start = status.done
         created = self._journal.identity["created"]
         results = Results(self._files)

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import InternalError, OperatorError
+from shoal.core.errors import OperatorError
 from shoal.core.request import SamplingParams
-from shoal.jobs.files import open_file, refused, write_all
+from shoal.jobs.files import open_file, read_at, sync, write_all
 
 CHAT, COMPLETION = 0, 1
 NOBODY = -1
@@ -85,7 +85,7 @@ class SpoolWriter:
     def id_of(self, row: int) -> str:
         """The id of a row that was flushed."""
         start = self.offset[row]
-        data = os.pread(self._descriptor, self.offset[row + 1] - start, start)
+        data = read_at(self._descriptor, start, self.offset[row + 1] - start, self.path)
         return msgspec.msgpack.decode(data, type=SpoolRow).id
 
     def flush(self) -> None:
@@ -105,7 +105,7 @@ class SpoolWriter:
         trailer = np.array([rows, self._written], dtype=np.int64)
         for column in (self.offset, self.line, leader, follower, trailer):
             write_all(self._descriptor, column.tobytes(), self.path)
-        os.fsync(self._descriptor)
+        sync(self._descriptor, self.path)
         return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
@@ -139,13 +139,7 @@ class Spool:
             raise
 
     def _read(self, start: int, length: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor, length, start)
-        except OSError as error:
-            raise refused(error, self.path) from None
-        if len(data) != length:
-            raise InternalError(f"spool ends at {start + len(data)}", where=str(self.path))
-        return data
+        return read_at(self._descriptor, start, length, self.path)
 
     def _column(self, start: int, count: int, kind: type[np.generic]) -> npt.NDArray[np.generic]:
         return np.frombuffer(self._read(start, count * np.dtype(kind).itemsize), dtype=kind)
