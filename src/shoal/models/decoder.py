@@ -12,6 +12,8 @@ ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pyt
 SLIDING, FULL = "sliding_attention", "full_attention"
 MAX_POSITIONS = 1 << 30
 MAX_PARAMETERS = 1 << 42
+LEAST = 1e-6
+"""Scaling factors and bases below this are no model's, and would divide by nothing in float32."""
 
 
 def decoder(
@@ -110,7 +112,9 @@ def layer_windows(config: ConfigReader) -> list[int | None]:
 
 def rope(config: ConfigReader, head_size: int) -> Rotary:
     """Rotary embedding where all layers turn alike: ``rope_parameters``, or the older fields."""
-    return read_rotary(config, rope_section(config), head_size, config.number("rope_theta", 10_000.0))
+    return read_rotary(
+        config, rope_section(config), head_size, config.number("rope_theta", 10_000.0, low=1.0)
+    )
 
 
 def rope_section(config: ConfigReader) -> ConfigReader | None:
@@ -135,7 +139,7 @@ def read_rotary(config: ConfigReader, section: ConfigReader | None, head_size: i
     section.take("type", None)
     named = "rope_type" if section.values.get("rope_type") is not None else "type"
     kind = section.choice(named, "default", kinds)
-    base = section.number("rope_theta", base)
+    base = section.number("rope_theta", base, low=1.0)
     scaling = kind(section, longest(config))
     section.finish(harmless=frozenset({"type", "finetuned"}))
     return Rotary(base, head_size, scaling)
@@ -146,28 +150,29 @@ def _no_scaling(section: ConfigReader, longest: int) -> Scaling:
 
 
 def _linear(section: ConfigReader, longest: int) -> Scaling:
-    return Linear(section.number("factor"))
+    return Linear(section.number("factor", low=LEAST))
 
 
 def _llama3(section: ConfigReader, longest: int) -> Scaling:
-    low, high = section.number("low_freq_factor"), section.number("high_freq_factor")
+    low = section.number("low_freq_factor", low=LEAST)
+    high = section.number("high_freq_factor", low=LEAST)
     if low >= high:
         section.refuse("high_freq_factor", f"({high}) must be above low_freq_factor ({low})")
-    return Llama3(section.number("factor"), low, high, _original(section, longest))
+    return Llama3(section.number("factor", low=LEAST), low, high, _original(section, longest))
 
 
 def _yarn(section: ConfigReader, longest: int) -> Scaling:
     original = _original(section, longest)
-    factor = section.number("factor", None)
+    factor = section.number("factor", None, low=LEAST)
     factor = longest / original if factor is None else factor
     recommended = yarn_attention_factor(
-        factor, section.number("mscale", None, low=-1.0), section.number("mscale_all_dim", None, low=-1.0)
+        factor, section.number("mscale", None, low=-LEAST), section.number("mscale_all_dim", None, low=-LEAST)
     )
     return Yarn(
         factor=factor,
         original=original,
-        beta_fast=section.number("beta_fast", 32.0),
-        beta_slow=section.number("beta_slow", 1.0),
+        beta_fast=section.number("beta_fast", 32.0, low=LEAST),
+        beta_slow=section.number("beta_slow", 1.0, low=LEAST),
         truncate=section.flag("truncate", True),
         attention_factor=section.number("attention_factor", recommended),
     )

@@ -99,8 +99,8 @@ def _layer_kinds(config: ConfigReader) -> list[str]:
 
 def _rotary(config: ConfigReader, kind: str, head_size: int) -> Rotary:
     bases = {
-        FULL: config.number("rope_theta", GLOBAL_BASE),
-        SLIDING: config.number("rope_local_base_freq", LOCAL_BASE),
+        FULL: config.number("rope_theta", GLOBAL_BASE, low=1.0),
+        SLIDING: config.number("rope_local_base_freq", LOCAL_BASE, low=1.0),
     }
     section = rope_section(config)
     if section is None:

@@ -173,8 +173,9 @@ class DummySource:
         return result
 
     def _block(self, name: str, block: int, shape: tuple[int, ...]) -> Tensor:
-        key = zlib.crc32(f"{name}:{block}".encode())
-        generator = torch.Generator().manual_seed((self.seed << 32 | key) % (1 << 63))
+        # The generator takes no more than 32 bits of its seed.
+        key = zlib.crc32(f"{self.seed}:{name}:{block}".encode())
+        generator = torch.Generator().manual_seed(key)
         return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
 
 
