@@ -151,8 +151,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def damage_json(choose: random.Random, value: Any) -> bytes:
     """Another value, key, nesting, repetition or absence somewhere in the tree; sometimes broken text."""
-    tree = json.loads(json.dumps(value))
+    tree = value
     for _ in range(choose.choice([1, 1, 2, 4])):
+        tree = json.loads(json.dumps(tree))  # a copy in which no two places are one object
         spots = [spot for spot in places(tree) if spot]
         if not spots:
             break

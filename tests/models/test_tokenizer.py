@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,27 @@ def test_texts_that_no_encoding_can_carry() -> None:
         with pytest.raises(CallerError, match="surrogates"):
             ours.encode_batch(["fine", text])
     assert ours.decode([10**6]) == ""
+
+
+def test_a_panic_in_the_library_is_a_bad_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it: not an Exception."""
+
+    class Breaking:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            if "x" in text:
+                raise PanicException
+            return types.SimpleNamespace(ids=[1])
+
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> Any:
+            raise PanicException
+
+    ours = gguf_tokenizer(llama_metadata(), "m")
+    monkeypatch.setattr(ours, "backend", Breaking())
+    assert [ids.tolist() for ids in ours.encode_batch(["a", "b"])] == [[1], [1]]
+    for call in (lambda: ours.encode("ax"), lambda: ours.encode_batch(["a", "ax"])):
+        with pytest.raises(CallerError, match="breaks on 'ax'"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,10 @@ def open_model(spec: str, load_format: LoadFormat = "auto") -> ModelFiles:
             f"load format {load_format!r} is unknown", remedy=f"use one of {', '.join(get_args(LoadFormat))}"
         )
     path = _locate(spec)
-    if path.is_dir():
-        return _open_folder(spec, path, load_format)
+    return _open_folder(spec, path, load_format) if path.is_dir() else _open_file(spec, path, load_format)
+
+
+def _open_file(spec: str, path: Path, load_format: LoadFormat) -> ModelFiles:
     if path.suffix in _PICKLES:
         raise _pickled(path)
     if load_format == "dummy":
@@ -249,7 +251,7 @@ def _open_folder(spec: str, folder: Path, load_format: LoadFormat) -> ModelFiles
     if load_format == "gguf" or not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.gguf"))
         if len(files) == 1 and load_format in ("auto", "gguf"):
-            return open_model(str(files[0]), load_format)
+            return _open_file(spec, files[0], load_format)
         what = f"{len(files)} GGUF files" if files else "config.json is missing"
         raise OperatorError(
             what, where=str(folder), remedy="name the .gguf file" if files else "download the whole model"

@@ -185,7 +185,8 @@ def _implied_merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     np.cumsum((points * _HASH_SPREAD + np.uint64(1)) * powers[:-1], out=sums[1:])
 
     def hashes(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-        return (sums[end] - sums[begin]) * inverses[begin]
+        found: np.ndarray = (sums[end] - sums[begin]) * inverses[begin]
+        return found
 
     ends = np.cumsum(lengths)
     starts = ends - lengths

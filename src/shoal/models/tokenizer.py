@@ -15,6 +15,7 @@ from shoal.core.errors import CallerError, OperatorError, ShoalError
 from shoal.core.request import Ids
 from shoal.models.gguf_tokenizer import gguf_backend, special_id
 
+_MAX_IDS = 1 << 24
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -38,32 +39,32 @@ class Tokenizer:
         self.eos_token = eos_token
         self.bos_id = None if bos_token is None else self.token_to_id(bos_token)
         self.eos_id = None if eos_token is None else self.token_to_id(eos_token)
-        first = backend.encode("").ids[:1]
-        self.add_bos = self.bos_id is not None and first == [self.bos_id]
+        ends = backend.encode("").ids
+        self.add_bos = self.bos_id is not None and ends[:1] == [self.bos_id]
 
     def encode(self, text: str, add_special: bool = True) -> Ids:
         """Ids of ``text``, shape (tokens,), int32; with ``add_special`` the model's BOS and EOS rule holds.
 
         Raises:
-            CallerError: the text holds lone surrogates, which no encoding can carry.
+            CallerError: the text holds lone surrogates, which no encoding can carry, or the model's
+                rules break on it.
         """
         try:
             return np.array(self.backend.encode(text, add_special_tokens=add_special).ids, dtype=np.int32)
-        except (UnicodeEncodeError, TypeError):
-            raise _not_text(text) from None
+        except BaseException as error:
+            raise _refusal(text, error) from None
 
     def encode_batch(self, texts: Sequence[str], add_special: bool = True) -> list[Ids]:
         """``encode`` for each text, in parallel.
 
         Raises:
-            CallerError: one of the texts holds lone surrogates.
+            CallerError: as ``encode`` for the first text that it refuses.
         """
         try:
             found = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special)
-        except (UnicodeEncodeError, TypeError):
-            for text in texts:
-                _check_text(text)
-            raise
+        except BaseException as error:
+            _refusal("", error)
+            return [self.encode(text, add_special) for text in texts]
         return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -80,18 +81,17 @@ class Tokenizer:
         return self.backend.id_to_token(token)
 
 
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except (UnicodeEncodeError, AttributeError):
-        raise _not_text(text) from None
-
-
-def _not_text(text: Any) -> CallerError:
-    return CallerError(
-        f"the text {str(text)[:40]!r} cannot be encoded as UTF-8" if isinstance(text, str) else "not a text",
-        remedy="remove lone surrogates",
-    )
+def _refusal(text: Any, error: BaseException) -> BaseException:
+    """What to raise for a text that the library refuses: it says TypeError, or panics in Rust."""
+    if type(error).__name__ == "PanicException":
+        return CallerError(
+            f"the model's tokenizer breaks on {str(text)[:40]!r}", remedy="change the text, or the model"
+        )
+    if isinstance(error, TypeError | UnicodeEncodeError):
+        return CallerError(
+            f"the text {str(text)[:40]!a} cannot be encoded as UTF-8", remedy="remove lone surrogates"
+        )
+    raise error
 
 
 def gguf_tokenizer(metadata: dict[str, Any], where: str) -> Tokenizer:
@@ -124,6 +124,8 @@ def folder_tokenizer(file: Path, config: dict[str, Any]) -> Tokenizer:
         backend = Backend.from_str(file.read_text(encoding="utf-8"))
         named = {name: _content(config.get(name)) for name in _SPECIAL_NAMES}
         _add_stated_tokens(backend, config, named)
+        if max([*backend.get_vocab().values(), *backend.encode("").ids], default=0) >= _MAX_IDS:
+            raise ValueError("it has an id above any model's vocabulary")
         return Tokenizer(backend, bos_token=named["bos_token"], eos_token=named["eos_token"])
 
 

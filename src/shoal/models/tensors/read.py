@@ -59,7 +59,9 @@ class TensorReader:
         if info.stored in PLAIN_TYPES:
             stored = self._plain(info)
             if info.transform == "none":
-                return stored.view(info.shape)[start:stop].to(dtype) if info.shape else stored.view(()).to(dtype)
+                return (
+                    stored.view(info.shape)[start:stop].to(dtype) if info.shape else stored.view(()).to(dtype)
+                )
             fetch = stored.view(count, -1).__getitem__
         elif info.stored in DECODERS:
             fetch = self._decoder(info)
