@@ -24,7 +24,8 @@ def byte_tokenizer() -> Tokenizer:
     letter = {byte: chr(byte) for byte in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
     vocabulary = {text: i for i, text in enumerate(_SPECIAL)}
     vocabulary |= {letter[byte]: RESERVED + byte for byte in range(256)}
-    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    # Without merges there is nothing to remember; the cache would hold ten thousand whole prompts.
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[], cache_capacity=0))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(text, special=True) for text in _SPECIAL])

@@ -20,8 +20,8 @@ from shoal.jobs.sampling import Sampler, noise_seed, shortened
 from shoal.jobs.sources import Raw, Source
 from shoal.jobs.spool import CHAT, COMPLETION, NOBODY, SpoolRow, SpoolWriter
 
-BATCH_ROWS = 1024
-BATCH_BYTES = 4 << 20
+BATCH_ROWS = 256
+BATCH_BYTES = 1 << 20
 CONSTRAINTS = 4096
 
 
