@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 
+import llguidance
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from shoal.core.errors import CallerError, InternalError
 from shoal.core.request import Constraint
 from shoal.engine import masks as module
 from shoal.engine.masks import MaskCompiler, Matcher
-from tests.engine.toy_tokenizers import byte_fallback, byte_level
+from tests.engine.toy_tokenizers import byte_fallback, byte_level, word_piece
 
 PADDING = 45
 """Rows of logits beyond the tokenizer's ids, as models pad their vocabulary."""
@@ -209,6 +210,22 @@ def test_compiled_once(known, monkeypatch):
     assert masks.compile(choices[0]) is first
     masks.compile(choices[1])
     assert [constraint.value for constraint in built] == [("yes",), ("no",), ("a",), ("no",)]
+
+
+def test_tokens_are_spelled_as_they_decode(known):
+    """Each token's bytes are what llguidance's own reading of the pipeline makes of them."""
+    tokenizer, masks = known
+    masks.compile(Constraint(kind="choice", value=("a",)))
+    peer = llguidance.LLTokenizer(tokenizer.backend.to_str())
+    for token in range(tokenizer.vocabulary_size):
+        assert masks._tokenizer.decode_bytes([token]) == peer.decode_bytes([token])
+        assert masks._tokenizer.is_special_token(token) == peer.is_special_token(token)
+
+
+def test_a_tokenizer_of_unknown_bytes_is_refused():
+    masks = MaskCompiler(word_piece().backend, 9, [0])
+    with pytest.raises(CallerError, match="not known"):
+        masks.compile(Constraint(kind="choice", value=("a",)))
 
 
 def test_time_cap():
