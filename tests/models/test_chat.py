@@ -171,6 +171,13 @@ def test_a_template_that_refuses_says_why() -> None:
         render(MISTRAL, SYSTEM, bos_token="<s>", eos_token="</s>")
 
 
+def test_a_variable_may_have_any_name() -> None:
+    text = render(
+        "{{ template }}{{ messages[0].role }}", TALK, **{"template": "t", "messages": "m", "a b": 1}
+    )
+    assert text == "tuser"
+
+
 def test_no_template_names_the_remedy() -> None:
     with pytest.raises(CallerError) as caught:
         render(None, TALK)

@@ -50,6 +50,7 @@ _clock = _Clock()
 def render(
     template: str | None,
     messages: Sequence[Mapping[str, Any]],
+    /,
     *,
     add_generation_prompt: bool = True,
     bos_token: str | None = None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BLOCKS = {name: (elements, size) for name, elements, size in BLOCK_TYPES.values()}
-_SCRATCH_ELEMENTS = 1 << 20
+_SCRATCH_ELEMENTS = 1 << 18
 
 Fetch = Callable[[slice], torch.Tensor]
 
