@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shoal.cli.main import code_of
+from shoal.core.errors import OperatorError
 from tests.jobs.support import answers, completion, mixed_rows, results, write_lines
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +192,7 @@ class Blocked:
             raise ImportError("blocked: " + name)
 sys.meta_path.insert(0, Blocked())
 from shoal.cli.main import code_of
+from shoal.core.errors import OperatorError
 codes = [code_of(arguments) for arguments in %s]
 print(codes)
 """
@@ -208,3 +210,88 @@ def test_nothing_cold_imports_torch(source: Path) -> None:
     code = COLD % json.dumps(commands)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2, 0]", done.stderr
+
+
+def test_a_table_with_worked_examples(tmp_path: Path) -> None:
+    """CSV in, a shared few-shot beginning, a kept column out."""
+    source = tmp_path / "in.csv"
+    source.write_text('id,text,gold\na,"one, two",x\nb,,y\nc,three,z\n')
+    (tmp_path / "examples.csv").write_text("text,answer\nfirst,A\nsecond,B\n")
+    flags = [
+        "--prompt",
+        "Text: {text}\nLabel:",
+        "--examples",
+        str(tmp_path / "examples.csv"),
+        "--keep",
+        "gold",
+    ]
+    assert shoal_run(source, *flags, "--temperature", "0", "--max-tokens", "3") == 0
+    lines = {line["custom_id"]: line for line in results(tmp_path / "out.jsonl")}
+    assert {name: line["shoal"]["columns"]["gold"] for name, line in lines.items()} == {
+        "a": "x",
+        "b": "y",
+        "c": "z",
+    }
+    length = len("Text: first\nLabel: A\n\nText: second\nLabel: B\n\nText: one, two\nLabel:")
+    assert lines["a"]["response"]["body"]["usage"]["prompt_tokens"] == length
+    assert lines["c"]["shoal"]["cached_tokens"] > 0
+
+
+def test_a_conversation_over_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = tmp_path / "in.parquet"
+    parquet.write_table(pa.table({"text": ["a", "b", None], "when": [1, 2, 3]}), source)
+    (tmp_path / "t.jinja").write_text("Say {{ text }} {{ when }}")
+    flags = [
+        "--template",
+        str(tmp_path / "t.jinja"),
+        "--system",
+        "Be brief.",
+        "--keep",
+        "when",
+        "--keep",
+        "text",
+    ]
+    assert shoal_run(source, *flags, "--max-tokens", "2", "--ordered") == 0
+    lines = results(tmp_path / "out.jsonl")
+    assert [line["shoal"]["columns"] for line in lines] == [
+        {"when": 1, "text": "a"},
+        {"when": 2, "text": "b"},
+        {"when": 3, "text": None},
+    ]
+    assert lines[0]["response"]["body"]["object"] == "chat.completion"
+    prompt = "system: Be brief.\nuser: Say a 1\nassistant: "
+    assert lines[0]["response"]["body"]["usage"]["prompt_tokens"] == len(prompt)
+
+
+def test_twice_interrupted_leaves_at_once(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [completion(f"r{i}", f"text {i}") for i in range(4000)])
+    output = tmp_path / "out.jsonl"
+    code = (
+        "import os, sys, signal\n"
+        "from shoal.engine.engine import Engine\n"
+        "def stuck(self, now):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    raise SystemExit('still here')\n"
+        "Engine.step = stuck\n"
+        "from shoal.cli.main import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "run", str(source), "-o", str(output), "--model", "null"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert shoal_run(source, "-q", "--limit", "10", output="other.jsonl") == 0
+
+
+def test_weights_that_cannot_be_loaded_leave_nothing(
+    source: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> object:
+        raise OperatorError("truncated", where="model.safetensors", remedy="download it again")
+
+    monkeypatch.setattr("shoal.cli.start.start", broken)
+    assert shoal_run(source, "-q") == 2
+    assert capfd.readouterr().err == "shoal: model.safetensors: truncated (download it again)\n"
+    assert [file.name for file in source.parent.iterdir()] == ["in.jsonl"]

@@ -158,7 +158,7 @@ class Panel(Lines):
         else:
             super().say(text)
 
-    def _show(self, title: str, share: float, figures: dict[str, str]) -> None:
+    def _show(self, share: float, *lines: str) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress_bar import ProgressBar
@@ -170,22 +170,24 @@ class Panel(Lines):
             self._live = Live(console=console, refresh_per_second=8, transient=True)
             self._live.start()
         width = max(1, self._live.console.width)
-        text = Text(f"{title} " + " · ".join(f"{name} {value}" for name, value in figures.items()))
-        text.truncate(max(1, 2 * width), overflow="ellipsis")
         # A bar ends no line of its own; in a grid it does.
         panel = Table.grid()
         panel.add_row(ProgressBar(total=1.0, completed=share, width=width))
-        panel.add_row(text)
+        for line in lines:
+            panel.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
         self._live.update(panel)
 
     def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
-        self._show("preparing", done / max(1, size), {"rows": f"{rows:,}", "bad": f"{bad:,}"})
+        self._show(done / max(1, size), f"preparing · {rows:,} rows · {bad:,} bad")
 
     def loading(self, done: int, size: int) -> None:
-        self._show("loading", done / max(1, size), {"weights": f"{size / 2**30:.2f} GiB"})
+        self._show(done / max(1, size), f"loading {size / 2**30:.2f} GiB of weights")
 
     def running(self, status: Status, now: float) -> None:
-        self._show("running", status.done / max(1, status.rows), self._figures(status, now))
+        figures = self._figures(status, now)
+        rows, left = figures.pop("rows"), figures.pop("left")
+        rates = " · ".join(f"{name} {value}" for name, value in figures.items())
+        self._show(status.done / max(1, status.rows), f"{rows} rows · {left} left", rates)
 
     def interrupted(self, job: Job) -> None:
         self.close()
@@ -217,6 +219,7 @@ def summary_rows(job: Job, summary: Summary) -> list[tuple[str, str]]:
     """The books of a finished job for people."""
     per_second = (summary.prompt_tokens + summary.answer_tokens) / summary.seconds if summary.seconds else 0
     saved = summary.cached_tokens
+    sessions = f" in {summary.sessions} sessions" if summary.sessions > 1 else ""
     rows = [
         ("rows", f"{summary.rows:,}"),
         ("answered", f"{summary.answered:,}"),
@@ -227,8 +230,11 @@ def summary_rows(job: Job, summary: Summary) -> list[tuple[str, str]]:
             f"{summary.folded:,} rows took the answer of an equal one ({summary.folded_tokens:,} tokens)",
         ),
         ("tokens", f"{summary.prompt_tokens:,} prompt, {summary.answer_tokens:,} answer"),
-        ("saved", f"{saved:,} prompt tokens taken from the cache, {summary.computed_tokens:,} rows computed"),
-        ("time", f"{duration(summary.seconds)} in {summary.sessions} session(s), {per_second:,.0f} tokens/s"),
+        (
+            "sharing",
+            f"{saved:,} prompt tokens taken from the cache, {summary.computed_tokens:,} tokens computed",
+        ),
+        ("time", f"{duration(summary.seconds)}{sessions}, {per_second:,.0f} tokens/s"),
         ("results", str(job.output)),
     ]
     if summary.cut:

@@ -45,13 +45,23 @@ def _engine_flags(command: Any) -> Any:
         click.option("--threads", type=int, help="Compute threads.  [default: what this process may use]"),
         click.option("--kv-memory", help="Size of the KV cache, such as 2GiB.  [default: what is left]"),
         click.option("--max-model-len", type=int, help="Longest sequence in tokens."),
-        click.option("--max-num-seqs", type=int, default=256, show_default=True),
-        click.option("--max-num-batched-tokens", type=int, default=512, show_default=True),
+        click.option(
+            "--max-num-seqs", type=int, default=256, show_default=True, help="Most sequences side by side."
+        ),
+        click.option(
+            "--max-num-batched-tokens", type=int, default=512, show_default=True, help="Most tokens a step."
+        ),
         click.option("--order", default="fcfs", show_default=True, help="See 'shoal policies'."),
         click.option("--admission", help="[default: chunked]"),
         click.option("--victim", default="last", show_default=True),
         click.option("--retention", default="lru", show_default=True),
-        click.option("--prefix-reuse", type=click.Choice(["on", "off"]), default="on", show_default=True),
+        click.option(
+            "--prefix-reuse",
+            type=click.Choice(["on", "off"]),
+            default="on",
+            show_default=True,
+            help="Whether rows take over what others computed of an equal beginning.",
+        ),
     ]
     return _apply(command, flags)
 
