@@ -211,6 +211,36 @@ def test_nothing_depends_on_company(mix, seed, chunk_rows):
                 scored += 1
 
 
+@pytest.mark.parametrize("vocabulary", size([5003], [5003, 32000, 151_936, 262_144]))
+def test_large_vocabularies_and_threads_change_no_bit(vocabulary):
+    """Sums over long rows are where libraries like to divide the work by threads and rows."""
+    mix = [
+        {},
+        {"top_k": 40, "top_p": 0.9},
+        {"top_p": 0.9},
+        {"top_p": 0.999},
+        {"min_p": 0.02},
+        {"top_k": 3000},
+    ]
+    logits = random_logits(len(mix), seed=5, vocabulary=vocabulary) * 2
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            sampler = Sampler(vocabulary)
+            for slot, params in enumerate(mix):
+                sampler.open(slot, request(seed=slot, logprobs=2, **params))
+            want = [True] * len(mix)
+            found.append([sample(sampler, logits, index=3, want=want)])
+            alone = ([i] for i in range(len(mix)))
+            found.append([sample(sampler, logits[i], i, 3, want=[True]) for i in alone])
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("tokens", "margins", "logprob", "top_logprobs"):
+        columns = [np.concatenate([getattr(rows, name) for rows in run]) for run in found]
+        assert all(np.array_equal(columns[0], column) for column in columns[1:]), name
+
+
 def test_the_draw_is_a_function_of_seed_and_index():
     sampler = Sampler(VOCABULARY)
     logits = torch.zeros((4, VOCABULARY))
