@@ -112,7 +112,14 @@ def vocab_size_trainer() -> Any:
 def test_byte_level_vocabularies(pre: str) -> None:
     metadata = byte_level_metadata(pre)
     ours = gguf_tokenizer(metadata, "m.gguf")
-    check_equal(ours, by_transformers(metadata), varied(400, seed=4))
+    theirs = by_transformers(metadata)
+    if pre == "smollm":
+        # transformers does not know the name; this is what the model's own tokenizer.json says.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        theirs.pre_tokenizer = pre_tokenizers.Sequence(
+            [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    check_equal(ours, theirs, varied(400, seed=4))
     assert not ours.add_bos
     assert ours.eos_token == "<|im_end|>"
 

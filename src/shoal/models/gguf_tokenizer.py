@@ -33,17 +33,19 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# ``tokenizer.ggml.pre`` -> the pattern that cuts text before merging; None is GPT-2's own.
-SPLITS: dict[str, str | None] = {
-    "default": None,
-    "gpt-2": None,
-    "gpt2": None,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "llama-bpe": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "tekken": _TEKKEN,
+# ``tokenizer.ggml.pre`` -> the pattern that cuts text before merging, and whether GPT-2's own cuts the
+# pieces once more.
+SPLITS: dict[str, tuple[str | None, bool]] = {
+    "default": (None, True),
+    "gpt-2": (None, True),
+    "gpt2": (None, True),
+    "smollm": (r"\p{N}", True),
+    "llama3": (_LLAMA3, False),
+    "llama-v3": (_LLAMA3, False),
+    "llama-bpe": (_LLAMA3, False),
+    "qwen2": (_QWEN2, False),
+    "deepseek-r1-qwen": (_QWEN2, False),
+    "tekken": (_TEKKEN, False),
 }
 
 
@@ -243,16 +245,10 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str], where: str) -> Toke
     backend = Tokenizer(
         BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="")
     )
-    pattern = SPLITS[name]
-    if pattern is None:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+    pattern, again = SPLITS[name]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=again)
+    first = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), behavior="isolated")]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*first, last])
     backend.decoder = decoders.ByteLevel()
     return backend
 
