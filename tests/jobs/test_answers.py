@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shoal.core.errors import CallerError
-from shoal.core.request import Finished, FinishReason, Request, SamplingParams, TokenLogprobs
+from shoal.core.request import Constraint, Finished, FinishReason, Request, SamplingParams, TokenLogprobs
 from shoal.engine.null_model import RESERVED, NullModel
 from shoal.jobs.answers import LEAST_LOGPROB, AnswerWriter
 from shoal.jobs.spool import CHAT, COMPLETION, SpoolRow, pack
@@ -157,3 +157,11 @@ def test_what_stopped_it(stop: str | int) -> None:
     params = SamplingParams(temperature=0)
     done = finished("ab", params, stop_reason=stop)
     assert line(CHAT, params, [done])["response"]["body"]["choices"][0]["stop_reason"] == stop
+
+
+def test_a_long_schema_is_shown_by_its_digest() -> None:
+    short, long = (Constraint(kind="regex", value="a" * length) for length in (10, 1000))
+    for constraint, shown in ((short, "value"), (long, "blake2b")):
+        params = SamplingParams(temperature=0, constraint=constraint)
+        found = line(COMPLETION, params, [finished("a", params)])["shoal"]["sampling"]["constraint"]
+        assert found.keys() == {"kind", shown}

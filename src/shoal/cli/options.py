@@ -28,7 +28,6 @@ SAMPLING_FLAGS = (
     *("n", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
     *("repetition_penalty", "max_tokens", "min_tokens", "ignore_eos", "logprobs", "prompt_logprobs"),
 )
-SHOWN_TEXT = 200
 
 
 def engine_config(flags: Flags) -> EngineConfig:

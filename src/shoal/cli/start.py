@@ -7,8 +7,33 @@ from shoal.cli.options import Flags, engine_config, job, read_text
 from shoal.cli.stop import Stop
 from shoal.engine.build import prepare, start
 from shoal.engine.engine import Engine
-from shoal.jobs.job import Interrupted
+from shoal.engine.model import TextModel
+from shoal.jobs.bodies import Message
+from shoal.jobs.job import Interrupted, Job
 from shoal.jobs.runner import open_rows, run_job
+
+
+def _check_defaults(task: Job, model: TextModel) -> None:
+    """What the flags ask of every row is refused once, not row by row.
+
+    Raises:
+        CallerError: the model has no chat template, or a constraint cannot be compiled.
+    """
+    if task.defaults.constraint is not None:
+        model.check_constraint(task.defaults.constraint)
+    if task.layout.chat:
+        model.render(task.layout.conversation([Message("user", "?")]), task.template_arguments)
+
+
+SUGGESTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def _suggestions(model: TextModel) -> str:
+    """What the model's authors suggest for sampling; shown, never applied unasked."""
+    files = getattr(model, "files", None)
+    stored = {} if files is None else files.generation_config
+    named = [f"{name} {stored[name]}" for name in SUGGESTED if stored.get(name) is not None]
+    return f"generation_config.json suggests {', '.join(named)}; not applied" if named else ""
 
 
 def run_with(flags: Flags) -> int:
@@ -20,6 +45,7 @@ def run_with(flags: Flags) -> int:
     # Whatever is wrong with the files is said before a model is looked for, or even downloaded.
     open_rows(task).close()
     prepared = prepare(config, read_text(flags["chat_template"]))
+    _check_defaults(task, prepared.model)
     with watcher(flags["quiet"]) as display:
 
         def loading(done: int, size: int) -> None:
@@ -29,6 +55,8 @@ def run_with(flags: Flags) -> int:
 
         def loaded() -> Engine:
             display.say(prepared.description)
+            if suggestions := _suggestions(prepared.model):
+                display.say(suggestions)
             engine = start(prepared, loading)
             display.engine = engine
             return engine

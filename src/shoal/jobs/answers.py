@@ -188,9 +188,9 @@ class AnswerWriter:
             tokens = [*prompt, *tokens]
         texts = [self._token(token) for token in tokens]
         offsets, end = [], 0
-        for text in texts:
+        for token in tokens:
             offsets.append(end)
-            end += len(text)
+            end += len(self._model.tokenizer.decode([token], params.skip_special_tokens))
         top = [None if token is None else self._alternatives(token) for token in scored]
         return _encode(
             {

@@ -17,6 +17,8 @@ _PLAIN_NAMES = """n temperature top_k top_p min_p presence_penalty frequency_pen
 max_tokens min_tokens ignore_eos prompt_logprobs logit_bias skip_special_tokens"""
 PLAIN = tuple(_PLAIN_NAMES.split())
 CACHED = 4096
+SHOWN_TEXT = 500
+"""Characters of a schema or pattern beyond which result lines show its digest instead."""
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -170,6 +172,10 @@ def shown(params: SamplingParams, seed: int) -> dict[str, Any]:
     values = {name: plain[name] for name in plain if name in keep or plain[name] != _PLAINEST[name]}
     if not params.greedy:
         values["seed"] = seed
+    constraint = params.constraint
+    if constraint is not None and isinstance(constraint.value, str) and len(constraint.value) > SHOWN_TEXT:
+        digest = blake2b(constraint.value.encode(), digest_size=8).hexdigest()
+        values["constraint"] = {"kind": constraint.kind, "blake2b": digest}
     return values
 
 
