@@ -70,6 +70,7 @@ def write_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}
         at = end
     raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)  # as the library does, so that numbers stand where they can be read
     with path.open("wb") as out:
         out.write(struct.pack("<Q", len(raw)) + raw)
         fill(out, at)

@@ -46,6 +46,13 @@ def test_same_type_is_a_view_over_the_file_and_others_are_converted(tmp_path: Pa
         read.read("absent", None, torch.float32)
 
 
+def test_a_file_with_tensors_at_odd_places(tmp_path: Path) -> None:
+    values = torch.randn(5, 3)
+    (tmp_path / "odd").write_bytes(b"abc" + values.numpy().tobytes())
+    read = reader({"t": TensorInfo("t", (5, 3), "F32", tmp_path / "odd", 3, 60)}, tmp_path)
+    assert torch.equal(read.read("t", slice(1, 4), torch.float32), values[1:4])
+
+
 def test_types_without_arithmetic_here_are_refused_by_name(tmp_path: Path) -> None:
     save_file({"whole": torch.ones(3, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(OperatorError, match="'whole' is stored as I8"):

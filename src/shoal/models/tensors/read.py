@@ -54,15 +54,11 @@ class TensorReader:
         if step != 1:
             raise ValueError("rows must be a slice of step 1")
         stop = max(start, stop)
-        fetch: Fetch
         shape = (stop - start, *info.shape[1:]) if info.shape else ()
         if info.stored in PLAIN_TYPES:
-            stored = self._plain(info)
+            fetch = self._plain(info)
             if info.transform == "none":
-                return (
-                    stored.view(info.shape)[start:stop].to(dtype) if info.shape else stored.view(()).to(dtype)
-                )
-            fetch = stored.view(count, -1).__getitem__
+                return fetch(slice(start, stop)).view(shape).to(dtype)
         elif info.stored in DECODERS:
             fetch = self._decoder(info)
         else:
@@ -91,15 +87,26 @@ class TensorReader:
                 ) from None
         return self._maps[file]
 
-    def _plain(self, info: TensorInfo) -> torch.Tensor:
-        """The stored numbers, shape (elements,), over the mapped file."""
+    def _plain(self, info: TensorInfo) -> Fetch:
+        """Rows of a tensor of numbers, as they are stored: views over the mapped file.
+
+        Some files have tensors at odd places, from which a processor reads no number: those are copied.
+        """
         stored = PLAIN_TYPES[info.stored]
-        if info.size == 0:
-            return torch.empty(0, dtype=stored)
-        raw = torch.frombuffer(
-            self._mapped(info.file), dtype=torch.uint8, count=info.size, offset=info.offset
-        )
-        return (raw.clone() if info.offset % stored.itemsize else raw).view(stored)
+        columns = math.prod(info.shape[1:])
+        width = columns * stored.itemsize
+
+        def fetch(rows: slice) -> torch.Tensor:
+            count = rows.stop - rows.start
+            if not count * width:
+                return torch.empty((count, columns), dtype=stored)
+            offset = info.offset + rows.start * width
+            raw = torch.frombuffer(
+                self._mapped(info.file), dtype=torch.uint8, count=count * width, offset=offset
+            )
+            return (raw.clone() if offset % stored.itemsize else raw).view(stored).view(count, columns)
+
+        return fetch
 
     def _decoder(self, info: TensorInfo) -> Fetch:
         """Rows of a tensor of blocks, dequantised when asked for."""
