@@ -119,6 +119,7 @@ def test_pieces_and_scratch_do_not_change_the_answer(case: Case, piece: int, scr
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "PIECE_ROWS", piece)
         patch.setattr(attention, "SCRATCH_BYTES", scratch)
+        patch.setattr(attention, "GROUP_BYTES", scratch)
         found = step.computed(0.5)
     torch.testing.assert_close(found.double(), step.defined(0.5), atol=2e-5, rtol=1e-4)
 
@@ -137,6 +138,7 @@ def test_a_long_prompt_makes_no_long_scores(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(torch, "bmm", watched)
     monkeypatch.setattr(attention, "SCRATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(attention, "GROUP_BYTES", 1 << 20)
     step.computed(0.5)
     assert 1 << 18 < largest <= 1 << 20
 

@@ -21,7 +21,10 @@ from torch import Tensor
 I64 = npt.NDArray[np.int64]
 
 SCRATCH_BYTES = 64 << 20
-"""No tensor made inside ``attend`` is larger, unless one row of one run alone needs more."""
+"""The scores of a piece are no larger, unless one row of one run alone needs more."""
+GROUP_BYTES = 8 << 20
+"""Pieces share a group while each of its tensors is at most this: what was gathered is still in the
+processor's cache when it is used, and the memory is taken from the heap, not mapped anew each time."""
 PIECE_ROWS = 256
 """Rows of one run that are scored together: fewer waste less on masked keys, more make better products."""
 PADDING, FREE_PADDING = 1.25, 64
@@ -148,7 +151,7 @@ def _borders(rows: list[int], lengths: list[int], heads: int, kv_width: int) -> 
         if (
             rows[index] != rows[begin]
             or lengths[index] > max(PADDING * lengths[begin], lengths[begin] + FREE_PADDING)
-            or scratch > SCRATCH_BYTES
+            or scratch > GROUP_BYTES
         ):
             yield index
             begin = index

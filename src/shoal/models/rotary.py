@@ -83,7 +83,7 @@ class Rotary:
             case Llama3():
                 return _llama3(np.float32(1.0) / turns, self.scaling)
             case Yarn():
-                return _yarn(turns, self)
+                return _yarn(turns, self.base, self.size, self.scaling)
 
 
 def yarn_attention_factor(factor: float, mscale: float | None, mscale_all_dim: float | None) -> float:
@@ -105,22 +105,19 @@ def _llama3(inverse: F32, scaling: Llama3) -> F32:
     return np.where(wavelength < scaling.original / scaling.high, inverse, result).astype(np.float32)
 
 
-def _yarn(turns: F32, rotary: Rotary) -> F32:
-    scaling = rotary.scaling
-    assert isinstance(scaling, Yarn)
-
+def _yarn(turns: F32, base: float, size: int, scaling: Yarn) -> F32:
     def dimension(rotations: float) -> float:
         """The dimension that turns ``rotations`` times within the original length."""
         ratio = math.log(scaling.original / (rotations * 2 * math.pi))
-        return rotary.size * ratio / (2 * math.log(rotary.base))
+        return size * ratio / (2 * math.log(base))
 
     low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rotary.size - 1)
+    low, high = max(low, 0), min(high, size - 1)
     if low == high:
         high += 0.001  # the ramp would have no width
-    ramp = (np.arange(rotary.size // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    ramp = (np.arange(size // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
     kept = 1 - np.clip(ramp, 0, 1)
     interpolated = np.float32(1.0) / (np.float32(scaling.factor) * turns)
     return (interpolated * (1 - kept) + (np.float32(1.0) / turns) * kept).astype(np.float32)
