@@ -27,7 +27,7 @@ def test_events_come_back(files: JobFiles) -> None:
     journal.write("progress", done=5)
     journal.close()
     again = Journal(files)
-    assert [event["event"] for event in again.events] == ["created", "progress", "progress"]
+    assert [event["event"] for event in again.events] == ["created", "progress"]
     assert again.identity["model"] == {"a": 1}
     assert again.last("progress") == {"event": "progress", "done": 5}
     assert again.last("done") is None
@@ -60,7 +60,9 @@ def test_one_process_at_a_time(files: JobFiles) -> None:
     Journal(files).close()
 
 
-@pytest.mark.parametrize("data", [b"plain text\n", b"{}\n", b'{"event":"created","version":99}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "data", [b"plain text\n", b"no end of line", b"{}\n", b'{"event":"created","version":99}\n', b"\xff\n"]
+)
 def test_something_else_is_refused(files: JobFiles, data: bytes) -> None:
     files.journal.write_bytes(data)
     with pytest.raises(OperatorError):
@@ -99,17 +101,14 @@ def test_spool_rows_come_back(tmp_path_factory: pytest.TempPathFactory, written:
         writer.append(row)
     leader = np.arange(len(written), dtype=np.int32)
     follower = np.full(len(written), NOBODY, dtype=np.int32)
-    size = writer.finish(leader, follower)
+    assert writer.finish(leader, follower) == path.stat().st_size
     writer.close()
-    spool = Spool(path, size)
+    spool = Spool(path)
     assert [spool.read(row) for row in range(spool.rows)] == written
     assert [spool.row_of(row.line) for row in written] == list(range(len(written)))
     assert spool.row_of(2**32 - 1) == NOBODY
     assert np.array_equal(spool.leader, leader)
     spool.close()
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(OperatorError):
-        Spool(path, size)
 
 
 @pytest.mark.parametrize(

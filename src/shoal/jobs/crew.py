@@ -127,16 +127,8 @@ class Crew:
             flight.error = finished.error or InternalError("the engine failed without a reason")
         elif finished.reason is FinishReason.ABORT:
             flight.error = InternalError("the engine gave the row up", remedy="run the same command again")
-        self._count(finished)
         if flight.left == 0:
             self._write(flight)
-
-    def _count(self, finished: Finished) -> None:
-        status = self._status
-        status.prompt_tokens += len(finished.request.prompt)
-        status.cached_tokens += finished.cached
-        status.computed_tokens += finished.computed
-        status.answer_tokens += len(finished.tokens)
 
     def _write(self, flight: Flight) -> None:
         """The followers' lines come before the leader's: a leader's line says that theirs are there."""

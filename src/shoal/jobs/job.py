@@ -58,12 +58,13 @@ class Summary(msgspec.Struct, kw_only=True):
 
     Attributes:
         rows: good and bad ones; folded: rows answered by another row's computation.
-        cut: answers that ended at their max_tokens.
+        cut: rows with an answer that ended at max_tokens.
         prompt_tokens, answer_tokens: of all answers, folded ones included.
         cached_tokens: prompt tokens taken from the cache; computed_tokens: rows the engine computed for
             answers that were written.
-        seconds: running time of all sessions together, as far as it was recorded.
-        session_tokens, session_seconds: prompt and answer tokens of this session's answers, and its time.
+        folded_tokens: prompt and answer tokens of folded rows.
+        sessions: processes that worked on it.
+        seconds: their time together, as far as it was recorded.
     """
 
     rows: int = 0
@@ -88,19 +89,13 @@ class Summary(msgspec.Struct, kw_only=True):
 class Status(msgspec.Struct):
     """Where a run stands; the same object is updated and shown again and again.
 
-    ``prompt_tokens``, ``answer_tokens`` and so on count this session; ``done`` and ``rows`` the whole job.
+    ``rows`` are those to be answered and ``done`` those that have their line, over all sessions; ``failed``
+    counts this session's.
     """
 
     rows: int = 0
     done: int = 0
     failed: int = 0
-    at_start: int = 0
-    in_flight: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    computed_tokens: int = 0
-    answer_tokens: int = 0
-    started: float = 0.0
 
 
 class Watcher(Protocol):

@@ -22,6 +22,8 @@ from shoal.core.errors import InternalError, OperatorError
 from shoal.jobs.files import JobFiles, open_file, refused, sync, sync_folder, write_all
 
 VERSION = 1
+LINE_START = b'{"event":"'
+"""How every line begins."""
 
 
 class Journal:
@@ -37,7 +39,9 @@ class Journal:
         self._descriptor = open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             self._lock()
-            self.events = self._read()
+            self.events: list[dict[str, Any]] = []
+            for line in self._read():
+                self._keep(line)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -60,14 +64,19 @@ class Journal:
         while chunk := os.pread(self._descriptor, 1 << 20, len(data)):
             data += chunk
         whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.ftruncate(self._descriptor, whole)
+        torn = data[whole:]
+        if torn and not (LINE_START.startswith(torn[: len(LINE_START)]) or b"\0" in torn):
+            raise self._unreadable("not a journal of shoal")
         try:
             events = [msgspec.json.decode(line, type=dict[str, Any]) for line in data[:whole].splitlines()]
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise self._unreadable("not a journal of shoal") from None
         if events and (events[0].get("event") != "created" or events[0].get("version") != VERSION):
             raise self._unreadable("a journal of another version of shoal, or not a journal")
+        if not all(isinstance(line.get("event"), str) for line in events):
+            raise self._unreadable("not a journal of shoal")
+        if torn:
+            os.ftruncate(self._descriptor, whole)
         return events
 
     def _unreadable(self, what: str) -> OperatorError:
@@ -84,6 +93,12 @@ class Journal:
         write_all(self._descriptor, msgspec.json.encode(line) + b"\n", self.path)
         if durable:
             sync(self._descriptor, self.path)
+        self._keep(line)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        """Remember a line; of progress lines in a row only the last, so that days of them take no memory."""
+        if self.events and line["event"] == "progress" == self.events[-1]["event"]:
+            self.events.pop()
         self.events.append(line)
 
     def create(self, **values: Any) -> None:

@@ -85,7 +85,7 @@ def _check_output(job: Job) -> None:
     output, journal = job.files.output, job.files.journal
     if output.exists() and not output.is_file():
         raise OperatorError("not a regular file", where=str(output), remedy="name a file to write")
-    if _has_bytes(output) and not _has_bytes(journal):
+    if _size(output) and not _size(journal):
         raise OperatorError(
             "the file exists and there is no journal for it, so it is not overwritten",
             where=str(output),
@@ -97,8 +97,9 @@ def _check_output(job: Job) -> None:
         )
 
 
-def _has_bytes(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+def _size(path: Path) -> int:
+    """Bytes in the file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 class _Session:
@@ -157,14 +158,14 @@ class _Session:
             changed = self._changes(identity)
             if not changed:
                 return
-            if _has_bytes(self._files.output):
+            if _size(self._files.output):
                 raise OperatorError(
                     f"the output belongs to another job: {'; '.join(changed)}",
                     where=str(self._files.output),
                     remedy="run that job as it was, or choose another output with -o",
                 )
             self._journal.clear()
-        elif _has_bytes(self._files.output):
+        elif _size(self._files.output):
             raise OperatorError(
                 "the journal is empty but the output is not",
                 where=str(self._files.output),
@@ -201,8 +202,8 @@ class _Session:
     def _prepared(self) -> Spool:
         """The spool, made now unless an earlier session finished it."""
         event = self._journal.last("prepared")
-        if event is not None and self._files.spool.exists():
-            return Spool(self._files.spool, event["spool_bytes"])
+        if event is not None and _size(self._files.spool) == event["spool_bytes"]:
+            return Spool(self._files.spool)
         try:
             preflight = Preflight(self._job, self._model, self._watcher, self._stopping)
             prepared = preflight.run(self._source)
@@ -226,11 +227,11 @@ class _Session:
             sha256=prepared.sha256,
             spool_bytes=prepared.spool_bytes,
         )
-        return Spool(self._files.spool, prepared.spool_bytes)
+        return Spool(self._files.spool)
 
     def _forget(self) -> None:
         """A job that was refused before it answered anything leaves nothing but its quarantine file."""
-        if not _has_bytes(self._files.output):
+        if not _size(self._files.output):
             remove(self._files.spool)
             self._journal.remove()
 
@@ -267,8 +268,7 @@ class _Session:
             self._forget()
             raise
         rows = int(np.count_nonzero(spool.leader != NOBODY))
-        status = Status(rows=rows, done=int(np.count_nonzero(done)), started=self._clock())
-        status.at_start = status.done
+        status = Status(rows=rows, done=int(np.count_nonzero(done)))
         created = self._journal.identity["created"]
         results = Results(self._files)
         writer = AnswerWriter(self._model, job_mark(self._journal.identity), created)
@@ -297,7 +297,6 @@ class _Session:
                 self._record(status, engine, now - started)
             if now - shown >= SHOW_SECONDS:
                 shown = now
-                status.in_flight = crew.in_flight
                 self._watcher.running(status, now)
             if self._stopping():
                 results.sync(now)
@@ -322,7 +321,7 @@ class _Session:
             Results(self._files).close()
         if self._job.ordered:
             in_input_order(self._files)
-        prepared = self._journal.last("prepared") or {}
+        prepared = self._journal.last("prepared") or {"rows": 0, "bad": 0}
         books = Books(rows=prepared["rows"], quarantined=prepared["bad"])
         scan(self._files, books.take)
         summary = books.summary(self._journal.events)

@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import OperatorError
 from shoal.core.request import SamplingParams
 from shoal.jobs.files import open_file, read_at, sync, write_all
 
@@ -113,23 +112,20 @@ class SpoolWriter:
 
 
 class Spool:
-    """Random access to the prepared rows. Holds 20 bytes a row, and no row itself.
+    """Random access to the rows of a finished spool. Holds 20 bytes a row, and no row itself.
 
     Raises:
-        OperatorError: the file is missing or its size is not what the journal says.
+        OperatorError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = open_file(path, os.O_RDONLY)
         self._decoder = msgspec.msgpack.Decoder(SpoolRow)
         try:
-            found = os.fstat(self._descriptor).st_size
-            if found != size:
-                raise OperatorError(f"{found} bytes, should be {size}", where=str(path), remedy="remove it")
+            size = os.fstat(self._descriptor).st_size
             rows, start = (int(value) for value in np.frombuffer(self._read(size - 16, 16), dtype=np.int64))
             self.rows = rows
-            self._records = start
             self.offset = self._column(start, rows + 1, np.int64)
             self.line = self._column(start + 8 * (rows + 1), rows, np.uint32)
             self.leader = self._column(start + 8 * (rows + 1) + 4 * rows, rows, np.int32)
