@@ -106,6 +106,11 @@ def test_what_changes_nothing_is_taken(fields: dict) -> None:
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
         ({"rope_scaling": {"type": "yarn", "factor": 0}}, "rope_scaling.factor"),
         ({"rope_scaling": {"type": ["yarn"]}}, "rope_scaling.type"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5}},
+            "contradict",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "must be a number"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"architectures": []}, "architectures"),
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),

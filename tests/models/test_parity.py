@@ -85,6 +85,17 @@ def forced(
     return [torch.stack(run.logits) for run in runs]
 
 
+def test_a_prompt_longer_than_a_piece(tmp_path: Path) -> None:
+    gemma = next(variant for variant in VARIANTS if variant.name == "gemma3-plain")
+    theirs = reference(gemma)
+    model = load(save(theirs, tmp_path))
+    rng = np.random.default_rng()
+    runs = new_runs([rng.integers(3, 160, length).tolist() for length in (400, 300)], 400, 16, rng)
+    step(model, model.allocate_cache(50, 16), 0, runs, [400, 300])
+    for run, wanted in zip(runs, reference_logits(theirs, runs)):
+        assert (torch.stack(run.logits) - wanted).abs().max() <= LOGITS
+
+
 def test_a_run_reads_pages_that_another_writes_in_the_same_step(tmp_path: Path) -> None:
     variant = next(variant for variant in VARIANTS if variant.name == "mistral-window")
     theirs = reference(variant)

@@ -35,6 +35,7 @@ _HARMLESS = """
     no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences remove_invalid_values
     exponential_decay_length_penalty repetition_penalty temperature top_k top_p typical_p
     unsloth_fixed unsloth_version is_llama_config keys_to_ignore_at_inference tokenizer_vocab_size
+    transformers.js_config neftune_noise_alpha max_sequence_length model_max_length _commit_hash
 """
 HARMLESS = frozenset(_HARMLESS.split())
 # Fields that would change the mathematics, and the values with which they do not.

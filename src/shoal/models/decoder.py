@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from shoal.models.architecture import Activation, Architecture, Attention, Embed, Head, Layer, Mlp, Norm
 from shoal.models.config import MAX_LAYERS, ConfigReader
 from shoal.models.rotary import Factors, Linear, Llama3, Rotary, Scaling, Yarn, yarn_attention_factor
@@ -11,6 +13,7 @@ from shoal.models.rotary import Factors, Linear, Llama3, Rotary, Scaling, Yarn, 
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SLIDING, FULL = "sliding_attention", "full_attention"
 MAX_POSITIONS = 1 << 30
+MAX_HEADS = 1 << 16
 MAX_PARAMETERS = 1 << 42
 LEAST = 1e-6
 """Scaling factors and bases below this are no model's, and would divide by nothing in float32."""
@@ -65,7 +68,7 @@ def attention(
     head_norm: bool = False,
 ) -> Attention:
     """Head counts and sizes from the configuration; ``rotary`` is asked with the head size."""
-    heads = config.integer("num_attention_heads")
+    heads = config.integer("num_attention_heads", high=MAX_HEADS)
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         config.refuse("num_key_value_heads", f"({kv_heads}) does not divide num_attention_heads ({heads})")
@@ -85,7 +88,7 @@ def attention(
 
 def head_size(config: ConfigReader, heads: int) -> int:
     """``head_dim``, or the hidden size divided among the heads."""
-    size = config.integer("head_dim", None)
+    size = config.integer("head_dim", None, high=MAX_HEADS)
     if size is None:
         hidden = config.integer("hidden_size")
         if hidden % heads:
@@ -142,7 +145,12 @@ def read_rotary(config: ConfigReader, section: ConfigReader | None, head_size: i
     base = section.number("rope_theta", base, low=1.0)
     scaling = kind(section, longest(config))
     section.finish(harmless=frozenset({"type", "finetuned"}))
-    return Rotary(base, head_size, scaling)
+    rotary = Rotary(base, head_size, scaling)
+    with np.errstate(all="ignore"):
+        sound = np.isfinite(rotary.inverse_frequencies()).all()
+    if not sound:
+        section.refuse(named, "and its companions give frequencies that are not numbers")
+    return rotary
 
 
 def _no_scaling(section: ConfigReader, longest: int) -> Scaling:
