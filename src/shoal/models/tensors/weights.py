@@ -68,10 +68,15 @@ def load_weights(
     device = torch.device(device)
     stored = check_tensors(architecture, source.tensors)
     total, done = architecture.weight_bytes(dtype.itemsize), 0
-    tensors = {}
+    # All that stays is allocated first: scratch that came and went in between would leave holes.
+    tensors = {
+        parameter.name: _allocate(
+            parameter, torch.float32 if parameter.role == "norm" else dtype, device, total
+        )
+        for parameter in architecture.parameters()
+    }
     for parameter in architecture.parameters():
-        kept = torch.float32 if parameter.role == "norm" else dtype
-        target = _allocate(parameter, kept, device, total)
+        target = tensors[parameter.name]
         row = 0
         for part in parameter.parts:
             end = row + part.shape[0]
@@ -79,7 +84,6 @@ def load_weights(
             row = end
         if parameter.shift:
             target += parameter.shift
-        tensors[parameter.name] = target
         done += target.nbytes
         if progress is not None:
             progress(done, total)
