@@ -291,7 +291,7 @@ def test_weights_that_cannot_be_loaded_leave_nothing(
     def broken(*arguments: object) -> object:
         raise OperatorError("truncated", where="model.safetensors", remedy="download it again")
 
-    monkeypatch.setattr("shoal.cli.start.start", broken)
+    monkeypatch.setattr("shoal.engine.build.start", broken)
     assert shoal_run(source, "-q") == 2
     assert capfd.readouterr().err == "shoal: model.safetensors: truncated (download it again)\n"
     assert [file.name for file in source.parent.iterdir()] == ["in.jsonl"]

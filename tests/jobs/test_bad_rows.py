@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from shoal.core.errors import OperatorError
-from shoal.jobs.job import SOME_FAILED, Job
+from shoal.jobs.ending import SOME_FAILED
+from shoal.jobs.job import Job
 from tests.jobs.support import answers, chat, completion, results, run, write_lines
 
 LIMIT = 2000

@@ -18,7 +18,8 @@ from shoal.core.config import EngineConfig
 from shoal.core.errors import OperatorError
 from shoal.core.request import SamplingParams
 from shoal.engine.engine import Engine
-from shoal.jobs.job import Interrupted, Job
+from shoal.jobs.ending import Interrupted
+from shoal.jobs.job import Job
 from tests.jobs.support import Listener, answers, chat, completion, mixed_rows, results, run, write_lines
 
 

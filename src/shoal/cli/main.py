@@ -13,7 +13,7 @@ import click
 
 from shoal import __version__
 from shoal.core.errors import CallerError, OperatorError
-from shoal.jobs.job import INTERRUPTED, OUR_FAULT, REFUSED, Interrupted
+from shoal.jobs.ending import INTERRUPTED, OUR_FAULT, REFUSED, Interrupted
 
 
 class Commands(click.Group):

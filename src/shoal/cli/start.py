@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shoal.cli.display import watcher
 from shoal.cli.options import Flags, engine_config, job, read_text
 from shoal.cli.stop import Stop
-from shoal.engine.build import prepare, start
-from shoal.engine.engine import Engine
-from shoal.engine.model import TextModel
 from shoal.jobs.bodies import Message
-from shoal.jobs.job import Interrupted, Job
+from shoal.jobs.ending import Interrupted
+from shoal.jobs.job import Job
 from shoal.jobs.runner import open_rows, run_job
+
+
+if TYPE_CHECKING:
+    from shoal.engine.engine import Engine
+    from shoal.engine.model import TextModel
+
+SUGGESTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def _check_defaults(task: Job, model: TextModel) -> None:
@@ -23,9 +30,6 @@ def _check_defaults(task: Job, model: TextModel) -> None:
         model.check_constraint(task.defaults.constraint)
     if task.layout.chat:
         model.render(task.layout.conversation([Message("user", "?")]), task.template_arguments)
-
-
-SUGGESTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def _suggestions(model: TextModel) -> str:
@@ -44,6 +48,8 @@ def run_with(flags: Flags) -> int:
     task = job(flags, config)
     # Whatever is wrong with the files is said before a model is looked for, or even downloaded.
     open_rows(task).close()
+    from shoal.engine.build import prepare, start
+
     prepared = prepare(config, read_text(flags["chat_template"]))
     _check_defaults(task, prepared.model)
     with watcher(flags["quiet"]) as display:

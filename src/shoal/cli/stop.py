@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from shoal.jobs.job import INTERRUPTED
+from shoal.jobs.ending import INTERRUPTED
 
 SHOW_CURSOR = b"\x1b[?25h\n"
 """The live panel hides it."""

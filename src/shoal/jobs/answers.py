@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shoal.core.errors import ShoalError
 from shoal.core.request import Finished, FinishReason, SamplingParams, TokenLogprobs
-from shoal.engine.model import TextModel
 from shoal.jobs.results import LINE_START
 from shoal.jobs.sampling import shown
 from shoal.jobs.spool import CHAT, SpoolRow
+
+if TYPE_CHECKING:
+    from shoal.engine.model import TextModel
+
 
 LEAST_LOGPROB = -9999.0
 """JSON has no minus infinity; this is what OpenAI's API writes for it."""

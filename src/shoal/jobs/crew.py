@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InternalError, ShoalError
 from shoal.core.request import Finished, FinishReason, Request, SamplingParams, fan_out
-from shoal.engine.engine import Engine
 from shoal.jobs.answers import AnswerWriter
 from shoal.jobs.job import Status
 from shoal.jobs.results import Results
 from shoal.jobs.spool import NOBODY, Spool, SpoolRow, unpack
+
+if TYPE_CHECKING:
+    from shoal.engine.engine import Engine
+
 
 CHUNK = 1 << 16
 KNOWN_SAMPLINGS = 1024

@@ -10,12 +10,10 @@ from typing import Any, Protocol
 import msgspec
 
 from shoal.core.request import SamplingParams
+from shoal.jobs.ending import ANSWERED, SOME_FAILED
 from shoal.jobs.files import JobFiles
 from shoal.jobs.sources import LINE_LIMIT
 from shoal.jobs.templates import Layout
-
-ANSWERED, OUR_FAULT, REFUSED, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +105,6 @@ class Watcher(Protocol):
     def running(self, status: Status, now: float) -> None: ...
 
     def say(self, text: str) -> None: ...
-
-
-class Interrupted(Exception):
-    """Somebody asked the job to stop; everything is saved."""
 
 
 Stopping = Callable[[], bool]

@@ -5,20 +5,25 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from shoal.core.errors import CallerError, OperatorError, ShoalError
 from shoal.core.request import Constraint, Ids
-from shoal.engine.model import TextModel
+from shoal.jobs.ending import Interrupted
 from shoal.jobs.folding import DIGEST_BYTES, ID_BYTES, answer_digest, fold, id_digest, lone_digest, repeats
-from shoal.jobs.job import Interrupted, Job, Stopping, Watcher
+from shoal.jobs.job import Job, Stopping, Watcher
 from shoal.jobs.quarantine import Quarantine
 from shoal.jobs.rows import Asked, RowReader
 from shoal.jobs.sampling import Sampler, noise_seed, shortened
 from shoal.jobs.sources import Raw, Source
 from shoal.jobs.spool import CHAT, COMPLETION, NOBODY, SpoolRow, SpoolWriter
+
+if TYPE_CHECKING:
+    from shoal.engine.model import TextModel
+
 
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20

@@ -6,19 +6,18 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InternalError, OperatorError
-from shoal.engine.engine import Engine
-from shoal.engine.model import TextModel
 from shoal.jobs.answers import AnswerWriter, job_mark
 from shoal.jobs.crew import Crew
+from shoal.jobs.ending import Interrupted
 from shoal.jobs.files import remove
-from shoal.jobs.job import Interrupted, Job, Status, Stopping, Summary, Watcher
+from shoal.jobs.job import Job, Status, Stopping, Summary, Watcher
 from shoal.jobs.journal import Journal, differences
 from shoal.jobs.preflight import Preflight
 from shoal.jobs.results import ResultLine, Results, in_input_order, scan
@@ -26,6 +25,11 @@ from shoal.jobs.sources import Source, sha256_of
 from shoal.jobs.spool import NOBODY, Spool
 from shoal.jobs.summary import Books
 from shoal.jobs.tables import open_source
+
+if TYPE_CHECKING:
+    from shoal.engine.engine import Engine
+    from shoal.engine.model import TextModel
+
 
 PROGRESS_SECONDS = 1.0
 SHOW_SECONDS = 0.1
