@@ -16,7 +16,7 @@ SCENARIOS = size(2000, 20_000)
 @st.composite
 def scenarios(draw):
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
-    longest = draw(st.integers(12, 60))
+    longest = draw(st.integers(12, 48))
     smallest = -(-longest // page_size)
     return {
         "engine": {
@@ -30,7 +30,7 @@ def scenarios(draw):
             "vocabulary": draw(st.sampled_from([3, 50])),
         },
         "seed": draw(st.integers(0, 2**32 - 1)),
-        "requests": draw(st.integers(1, 14)),
+        "requests": draw(st.integers(1, 10)),
         "abort": draw(st.booleans()),
         "arrive_late": draw(st.booleans()),
     }
@@ -47,7 +47,7 @@ def mixed_requests(rng, count, longest, vocabulary):
         yield request(
             f"r{i}",
             prompt,
-            max_tokens=int(rng.integers(1, 20)),
+            max_tokens=int(rng.integers(1, 12)),
             min_tokens=0,
             ignore_eos=bool(rng.integers(2)),
         )
