@@ -57,8 +57,10 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_a_gguf_file_and_a_folder_that_holds_one(tmp_path: Path) -> None:
     metadata = llama_metadata(**{"tokenizer.chat_template": "{{ messages }}"})
     path = write_gguf(tmp_path / "tiny.gguf", metadata, llama_tensors())
-    for spec in (path, tmp_path):
+    for spec in (path, tmp_path, tmp_path):
         files = open_model(str(spec))
+        (tmp_path / "config.json").write_text("{}")
+        assert files.name == str(spec)
         assert files.format == "gguf"
         assert files.path == path
         assert files.chat_template == "{{ messages }}"
@@ -136,7 +138,9 @@ def test_bad_starts(tmp_path: Path) -> None:
     empty.mkdir()
     assert "config.json is missing" in refused(empty).what
     (empty / "config.json").write_text("{}")
-    assert "no *.safetensors" in refused(empty).what
+    assert "*.safetensors is missing" in refused(empty).what
+    assert "*.gguf is missing" in refused(empty, "gguf").what
+    save_file({"model.norm.weight": np.ones(4, np.float32)}, empty / "model.safetensors")
     (empty / "config.json").write_text("[1]")
     assert "config.json" in refused(empty).where
     (empty / "config.json").write_text("[" * 100_000)

@@ -84,13 +84,8 @@ class StoredModel:
                 f"model {self.name} has no chat template",
                 remedy="use prompts instead of messages, or give --chat-template FILE",
             )
-        return chat.render(
-            self.chat_template,
-            messages,
-            bos_token=self.tokenizer.bos_token or "",
-            eos_token=self.tokenizer.eos_token or "",
-            **arguments,
-        )
+        ends = {"bos_token": self.tokenizer.bos_token or "", "eos_token": self.tokenizer.eos_token or ""}
+        return chat.render(self.chat_template, messages, **(ends | arguments))
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Compile it, so that the run finds it ready. Raises CallerError if it cannot be."""

@@ -248,24 +248,22 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _open_folder(spec: str, folder: Path, load_format: LoadFormat) -> ModelFiles:
-    if load_format == "gguf" or not (folder / "config.json").is_file():
-        files = sorted(folder.glob("*.gguf"))
-        if len(files) == 1 and load_format in ("auto", "gguf"):
-            return _open_file(spec, files[0], load_format)
-        what = f"{len(files)} GGUF files" if files else "config.json is missing"
-        raise OperatorError(
-            what, where=str(folder), remedy="name the .gguf file" if files else "download the whole model"
-        )
-    config = json_object(folder / "config.json")
-    if load_format == "dummy":
-        return ModelFiles(spec, folder, "dummy", config, {})
-    tensors = read_folder(folder)
-    if not tensors:
-        pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
-        if pickles:
-            raise _pickled(pickles[0])
-        raise OperatorError("holds no *.safetensors", where=str(folder), remedy="download the whole model")
-    return ModelFiles(spec, folder, "safetensors", config, tensors)
+    """Safetensors where there are some; else the folder's one GGUF file."""
+    has_config = (folder / "config.json").is_file()
+    if load_format == "dummy" and has_config:
+        return ModelFiles(spec, folder, "dummy", json_object(folder / "config.json"), {})
+    if load_format != "gguf" and has_config and (tensors := read_folder(folder)):
+        return ModelFiles(spec, folder, "safetensors", json_object(folder / "config.json"), tensors)
+    files = sorted(folder.glob("*.gguf")) if load_format in ("auto", "gguf") else []
+    if len(files) == 1:
+        return _open_file(spec, files[0], load_format)
+    if files:
+        raise OperatorError(f"{len(files)} GGUF files", where=str(folder), remedy="name the .gguf file")
+    pickles = sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise _pickled(pickles[0])
+    wanted = "*.gguf" if load_format == "gguf" else "*.safetensors" if has_config else "config.json"
+    raise OperatorError(f"{wanted} is missing", where=str(folder), remedy="download the whole model")
 
 
 def _pickled(path: Path) -> OperatorError:
