@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.sizes import size
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,7 @@ def peak_of(folder: Path, rows: int) -> int:
     command = [sys.executable, "-c", PEAK, "run", str(source), "-o", str(output), "--model", "null", "-q"]
     # A pool that both files fill, so that only what grows with the file is compared.
     command += ["--kv-memory", "512KB", "--max-model-len", "256"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280 + rows // 1000)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280 + rows // 500)
     assert done.returncode == 0, done.stderr
     with output.open() as file:
         assert sum(1 for _ in file) == rows
@@ -53,6 +55,7 @@ def peak_of(folder: Path, rows: int) -> int:
     return int(done.stdout) * 1024
 
 
+@pytest.mark.timeout(2500)
 def test_peak_memory_hardly_grows_with_rows(tmp_path: Path) -> None:
     rows, allowed = size((100_000, 20e6), (1_000_000, 100e6))
     small = peak_of(tmp_path, 1000)

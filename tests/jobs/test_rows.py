@@ -74,6 +74,12 @@ def test_constraints(fields: dict[str, Any], wanted: Constraint | None) -> None:
     assert params(**fields).constraint == wanted
 
 
+def test_parts_of_a_message_stay_parts() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = read({"messages": [{"role": "user", "content": parts, "name": "me"}]})
+    assert asked.messages == [{"role": "user", "content": parts, "name": "me"}]
+
+
 def test_equal_schemas_are_equal_constraints_whatever_their_spelling() -> None:
     first = params(guided_json={"b": 1, "a": {"d": 2, "c": 3}})
     second = params(guided_json='{"a": {"c": 3, "d": 2},\n "b": 1}')

@@ -12,7 +12,6 @@ from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
 from shoal.jobs.runner import open_rows, run_job
 
-
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
     from shoal.engine.model import TextModel

@@ -16,7 +16,8 @@ from shoal.jobs.sampling import shown
 from shoal.jobs.spool import CHAT, SpoolRow
 
 if TYPE_CHECKING:
-    from shoal.engine.model import TextModel
+    from shoal.engine.detokenizer import answer_text
+from shoal.engine.model import TextModel
 
 
 LEAST_LOGPROB = -9999.0
@@ -79,7 +80,7 @@ class AnswerWriter:
             "message": str(error),
             "who": error.who,
         }
-        partial = [self._text(finished, params) for finished in done if len(finished.tokens)]
+        partial = [self._text(finished) for finished in done if len(finished.tokens)]
         if partial:
             reason["partial"] = partial
         return self._line(row, params, b"null", _encode(reason), done, leader if leader != row.line else 0)
@@ -130,15 +131,13 @@ class AnswerWriter:
             known = self._shown[row.sampling] = _encode(shown(params, 0))
         return known
 
-    def _text(self, finished: Finished, params: SamplingParams) -> str:
-        if finished.text is not None:
-            return finished.text
-        return self._model.tokenizer.decode(finished.tokens, params.skip_special_tokens)
+    def _text(self, finished: Finished) -> str:
+        return answer_text(self._model.tokenizer, finished)
 
     def _choice(
         self, row: SpoolRow, params: SamplingParams, prompt: Any, index: int, finished: Finished
     ) -> bytes:
-        text = self._text(finished, params)
+        text = self._text(finished)
         reason = b"stop" if finished.reason is FinishReason.STOP else b"length"
         stop = b""
         if finished.stop_reason is not None:

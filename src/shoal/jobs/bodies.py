@@ -78,10 +78,17 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     content: str | list[Part]
     name: str | None = None
 
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+    @property
+    def empty(self) -> bool:
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return not any(parts)
+
+    def turn(self) -> dict[str, Any]:
+        """As chat templates take it; parts stay parts, for the template or its renderer to join."""
+        turn: dict[str, Any] = msgspec.to_builtins(self)
+        if turn["role"] == "developer":
+            turn["role"] = "system"
+        return {name: value for name, value in turn.items() if value is not None}
 
 
 class ChatBody(Sampled, kw_only=True, forbid_unknown_fields=True):

@@ -141,7 +141,7 @@ class RowReader:
     def _with_messages(
         self, asked: Asked, messages: list[Message], template_kwargs: dict[str, Any] | None
     ) -> Asked:
-        if not any(message.text() for message in messages):
+        if all(message.empty for message in messages):
             raise CallerError("the prompt is empty", remedy="give at least one message with text")
         asked.chat = True
         asked.messages = self._layout.conversation(messages)

@@ -156,10 +156,7 @@ class Layout:
 
     def conversation(self, messages: list[Message]) -> list[Turn]:
         """The whole conversation of a row: system text, worked examples, then its own messages."""
-        turns = [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text()}
-            for message in messages
-        ]
+        turns = [message.turn() for message in messages]
         head: list[Turn] = []
         if turns and turns[0]["role"] == "system":
             head.append(turns.pop(0))
