@@ -21,14 +21,15 @@ MEASURED_LAYERS = 10
 BULK_ROWS = (256, 512, 1024)
 
 
-def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
-    """The best of a few runs, after one to warm up."""
+def seconds_of(work: Callable[[], object]) -> float:
+    """The best of at least three runs and half a second, after one to warm up."""
     work()
-    best = float("inf")
-    for _ in range(repeats):
+    best, spent, runs = float("inf"), 0.0, 0
+    while runs < 3 or spent < 0.5:
         start = time.perf_counter()
         work()
-        best = min(best, time.perf_counter() - start)
+        last = time.perf_counter() - start
+        best, spent, runs = min(best, last), spent + last, runs + 1
     return best
 
 
