@@ -10,7 +10,7 @@ from shoal.core.request import FinishReason
 from tests.engine.harness import drain, expected, null_engine, request
 from tests.sizes import size
 
-SCENARIOS = size(2000, 20_000)
+SCENARIOS = size(2000, 6000)
 
 
 @st.composite

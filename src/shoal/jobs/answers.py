@@ -11,13 +11,13 @@ import msgspec
 
 from shoal.core.errors import ShoalError
 from shoal.core.request import Finished, FinishReason, SamplingParams, TokenLogprobs
+from shoal.engine.detokenizer import answer_text
 from shoal.jobs.results import LINE_START
 from shoal.jobs.sampling import shown
 from shoal.jobs.spool import CHAT, SpoolRow
 
 if TYPE_CHECKING:
-    from shoal.engine.detokenizer import answer_text
-from shoal.engine.model import TextModel
+    from shoal.engine.model import TextModel
 
 
 LEAST_LOGPROB = -9999.0
