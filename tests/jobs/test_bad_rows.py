@@ -12,7 +12,7 @@ from shoal.jobs.ending import SOME_FAILED
 from shoal.jobs.job import Job
 from tests.jobs.support import answers, chat, completion, results, run, write_lines
 
-LIMIT = 2000
+LIMIT = 6000
 
 
 def envelope(**changes: Any) -> dict[str, Any]:
@@ -33,6 +33,7 @@ BAD: list[tuple[Any, str]] = [
     (b'{"prompt": "' + b"x" * LIMIT + b'"}', "longer than"),
     ({"prompt": "x" * 500}, "longest sequence is 256"),
     ({"messages": [{"role": "user", "content": "x" * 500}]}, "longest sequence"),
+    ({"prompt": "far too long " * 400}, "more than 256 tokens; the longest sequence"),
     ({"prompt": ""}, "empty"),
     ({"prompt": []}, "empty"),
     ({"messages": []}, "empty"),

@@ -20,6 +20,7 @@ from shoal.core.request import SamplingParams
 from shoal.engine.engine import Engine
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
+from shoal.jobs.templates import Layout
 from tests.jobs.support import Listener, answers, chat, completion, mixed_rows, results, run, write_lines
 
 
@@ -314,3 +315,20 @@ def test_max_tokens_ends_where_the_longest_sequence_does(tmp_path: Path) -> None
     line = answers(job.output)[1]
     assert line["response"]["body"]["usage"]["completion_tokens"] == 6
     assert line["response"]["body"]["choices"][0]["finish_reason"] == "length"
+
+
+def test_text_that_no_tokenizer_takes_spoils_only_its_row(tmp_path: Path) -> None:
+    """A template may write half of a surrogate pair, which JSON cannot."""
+    rows = [{"text": "a"}, {"text": "b"}, {"text": "c"}]
+
+    def question(columns: dict[str, Any]) -> str:
+        return "\ud83d" if columns["text"] == "b" else str(columns["text"])
+
+    job = Job(
+        input=write_lines(tmp_path / "in.jsonl", rows),
+        output=tmp_path / "out.jsonl",
+        layout=Layout(question=question),
+    )
+    assert run(job).exit_code == 3
+    assert sorted(answers(job.output)) == [1, 3]
+    assert [entry["line"] for entry in results(job.files.quarantine)] == [2]

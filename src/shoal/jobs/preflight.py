@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20
 CONSTRAINTS = 4096
+CHARACTERS = 16
+"""More than a token has on average in any text: a prompt with so many for each token that the model takes is
+almost surely too long."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,29 @@ class Preflight:
             raws.append(raw)
             if isinstance(row.prompt, str):
                 texts[row.chat].append(row.prompt)
-        encoded = {
-            chat: iter(self._model.tokenizer.encode_batch(listed, add_special=not chat))
-            for chat, listed in texts.items()
-            if listed
-        }
+        encoded = {chat: iter(self._encode(listed, not chat)) for chat, listed in texts.items()}
         for raw, row in zip(raws, asked):
             try:
-                self._write(row, next(encoded[row.chat]) if isinstance(row.prompt, str) else _ids(row.prompt))
+                ids = next(encoded[row.chat]) if isinstance(row.prompt, str) else _ids(row.prompt)
+                if isinstance(ids, CallerError):
+                    raise ids
+                self._write(row, ids)
             except CallerError as error:
                 bad.append((raw, error))
         for raw, refusal in sorted(bad, key=lambda entry: entry[0].line):
             self._quarantine.add(raw.line, refusal, raw.data, _id_in(raw))
+
+    def _encode(self, texts: list[str], special: bool) -> list[Ids | CallerError]:
+        """Ids of each text, in parallel; where one cannot be encoded, its refusal in its place."""
+        tokenizer = self._model.tokenizer
+        if not texts:
+            return []
+        try:
+            return list(tokenizer.encode_batch(texts, add_special=special))
+        except CallerError as error:
+            if len(texts) == 1:
+                return [error]
+            return [self._encode([text], special)[0] for text in texts]
 
     def _read_prompt(self, row: Asked) -> None:
         if row.messages is not None:
@@ -128,9 +142,21 @@ class Preflight:
                 row.messages, {**self._job.template_arguments, **(row.template_kwargs or {})}
             )
             row.messages = None
+        if isinstance(row.prompt, str):
+            self._refuse_endless(row.prompt)
         constraint = row.sampling.params.constraint
         if constraint is not None:
             self._check_constraint(constraint)
+
+    def _refuse_endless(self, prompt: str) -> None:
+        """A prompt far too long is known by its beginning; tokenising megabytes would take gigabytes."""
+        longest = self._model.max_model_len
+        beginning = CHARACTERS * longest
+        if len(prompt) > beginning:
+            found = self._encode([prompt[:beginning]], False)[0]
+            # The token at the cut may be longer in the whole text, and so make a few others disappear.
+            if not isinstance(found, CallerError) and len(found) > longest + CHARACTERS:
+                raise _too_long(f"more than {longest}", longest)
 
     def _check_constraint(self, constraint: Constraint) -> None:
         if constraint not in self._constraints:
@@ -151,10 +177,7 @@ class Preflight:
             raise CallerError("the prompt is empty", remedy="give at least one token")
         room = model.max_model_len - len(ids)
         if room < 1:
-            raise CallerError(
-                f"the prompt has {len(ids)} tokens; the longest sequence is {model.max_model_len}",
-                remedy="shorten it, or raise --max-model-len as far as the model allows",
-            )
+            raise _too_long(str(len(ids)), model.max_model_len)
         sampling = shortened(row.sampling, room)
         _check_tokens(row, sampling.params.logit_bias, sampling.params.stop_token_ids, model.vocabulary)
         greedy = sampling.params.greedy
@@ -221,6 +244,13 @@ class Preflight:
             doubled.append(row)
         self._ids = bytearray()
         return doubled
+
+
+def _too_long(tokens: str, longest: int) -> CallerError:
+    return CallerError(
+        f"the prompt has {tokens} tokens; the longest sequence is {longest}",
+        remedy="shorten it, or raise --max-model-len as far as the model allows",
+    )
 
 
 def _ids(prompt: list[int] | str | None) -> Ids:
