@@ -10,15 +10,15 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from shoal.core.errors import CallerError, InternalError
 from shoal.core.events import Admitted, Arrived, Ended, Event, Preempted, StepDone
-from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, SAMPLE, StepPlan, StepResult
+from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, StepPlan, StepResult
 from shoal.core.policy import Admission, Budget, Load, Order, Policy, Sequence, SequenceView, Victim
 from shoal.core.request import FinishReason, Request
 from shoal.core.table import RUNNING, WAITING, SequenceTable
 from shoal.memory.kv import KVMemory
+from shoal.schedule.flight import Flight, ends, take_off
 
 PATIENCE = 16
 """A sequence that did not fit may be passed by this many newcomers; then nobody passes it."""
@@ -48,15 +48,6 @@ class Update:
     tokens: I32
     ended: list[tuple[int, FinishReason, int | None]]
     failed: list[tuple[int, Exception]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    plan: StepPlan
-    slots: I32
-    rows: I32
-    sampling: npt.NDArray[np.bool_]
-    token_index: npt.NDArray[np.int64]
 
 
 class Scheduler:
@@ -93,7 +84,7 @@ class Scheduler:
         self._queue: list[tuple[float, int, int]] = []
         self._new: list[int] = []
         self._waiting = 0
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._asks_entry = type(admission).enters is not Admission.enters
         policies: tuple[Policy, ...] = (order, admission, victim, memory.prefix.retention)
         self._observers = [p for p in policies if type(p).observe is not Policy.observe]
@@ -155,7 +146,8 @@ class Scheduler:
                 f"{self.memory.ledger.available} pages available",
                 remedy="report this with the job",
             )
-        self._flight = self._plan(slots, rows)
+        self.counters.steps += 1
+        self._flight = take_off(self.table, self.memory, slots, rows, self.counters.steps)
         return [self._flight.plan]
 
     def update(self, result: StepResult, now: float) -> Update:
@@ -165,10 +157,14 @@ class Scheduler:
         assert flight is not None, "a result without a plan"
         assert result.step == flight.plan.step, "a result of another plan"
         self._flight = None
-        if result.failures:
-            flight, failed = self._without_failures(flight, result)
+        failed = [(int(flight.slots[run]), error) for run, error in result.failures.items()]
+        if failed:
+            # What these runs were to write cannot be trusted.
+            for slot, _ in failed:
+                self.memory.release(slot, result.ready)
+            self.memory.retract()
+            flight = flight.without(list(result.failures))
         else:
-            failed = []
             self.memory.confirm()
         table = self.table
         table.computed[flight.slots] += flight.rows
@@ -183,7 +179,7 @@ class Scheduler:
         if self._observers:
             self._tell(StepDone(result.step, now, computed, len(flight.slots)))
         complete = None if result.complete is None else result.complete[flight.token_index]
-        ended = self._ends(slots, tokens, known, complete)
+        ended = ends(table, slots, tokens, known, complete)
         return Update(flight.plan, slots, tokens, ended, failed)
 
     def finish(self, slot: int, reason: FinishReason, now: float) -> None:
@@ -383,94 +379,6 @@ class Scheduler:
         table = self.table
         running = np.concatenate([self.running, np.array(entered, dtype=np.int32)])
         self.running = running[np.lexsort((table.handle[running], table.key[running]))]
-
-    # The plan and its result
-
-    def _plan(self, slots: I32, rows: I32) -> _Flight:
-        table = self.table
-        start = table.computed[slots]
-        last = rows.cumsum(dtype=np.int32)
-        total = int(last[-1])
-        first = last - rows
-        sampling = start + rows == table.known[slots]
-        target = np.full(total, SAMPLE, dtype=np.int32)
-        token_index = np.arange(np.count_nonzero(sampling))
-        if total == len(slots):
-            position = start
-            token = table.tokens.ids[table.base[slots] + start]
-            emit = table.emit[slots] * sampling
-        else:
-            position = np.arange(total, dtype=np.int32)
-            position += (start - first).repeat(rows)
-            token = table.tokens.ids[table.base[slots].repeat(rows) + position]
-            emit = np.zeros(total, dtype=np.int32)
-            emit[last - 1] = table.emit[slots] * sampling
-        scoring = table.scores_prompt[slots]
-        if scoring.any():
-            for i in scoring.nonzero()[0].tolist():
-                self._score_prompt(int(slots[i]), int(start[i]), int(first[i]), int(rows[i]), emit, target)
-            token_index = ((emit != 0).cumsum() - 1)[last - 1][sampling]
-        first_page, page_count, pages = self.memory.gather(slots)
-        self.counters.steps += 1
-        plan = StepPlan(
-            step=self.counters.steps,
-            token=token,
-            position=position,
-            emit=emit,
-            target=target,
-            sequence=slots,
-            first_row=first,
-            rows=rows,
-            first_page=first_page,
-            page_count=page_count,
-            pages=pages,
-        )
-        return _Flight(plan, slots, rows, sampling, token_index)
-
-    def _score_prompt(self, slot: int, start: int, first: int, rows: int, emit: I32, target: I32) -> None:
-        """Rows whose next token is in the prompt score it."""
-        count = min(rows, int(self.table.prompt[slot]) - 1 - start)
-        if count > 0:
-            emit[first : first + count] = EMIT_LOGPROBS
-            target[first : first + count] = self.table.ids(slot, start + 1, start + 1 + count)
-
-    def _without_failures(
-        self, flight: _Flight, result: StepResult
-    ) -> tuple[_Flight, list[tuple[int, Exception]]]:
-        """Set failed runs apart; what they were to write cannot be trusted."""
-        failed = [(int(flight.slots[run]), error) for run, error in result.failures.items()]
-        for slot, _ in failed:
-            self.memory.release(slot, result.ready)
-        self.memory.retract()
-        good = np.ones(len(flight.slots), dtype=bool)
-        good[list(result.failures)] = False
-        index = np.zeros(len(flight.slots), dtype=np.int64)
-        index[flight.sampling] = flight.token_index
-        kept = good & flight.sampling
-        return (
-            _Flight(flight.plan, flight.slots[good], flight.rows[good], kept[good], index[kept]),
-            failed,
-        )
-
-    def _ends(
-        self, slots: I32, tokens: I32, known: I32, complete: npt.NDArray[np.bool_] | None
-    ) -> list[tuple[int, FinishReason, int | None]]:
-        table = self.table
-        over = known >= table.limit[slots]
-        stopped = (table.stop_ids[slots] == tokens[:, None]).any(axis=1)
-        over |= stopped
-        if complete is not None:
-            over |= complete
-        ended: list[tuple[int, FinishReason, int | None]] = []
-        for i in over.nonzero()[0].tolist():
-            slot = int(slots[i])
-            if stopped[i] and known[i] > table.floor[slot]:
-                ended.append((slot, FinishReason.STOP, int(tokens[i])))
-            elif complete is not None and complete[i]:
-                ended.append((slot, FinishReason.STOP, None))
-            elif known[i] >= table.limit[slot]:
-                ended.append((slot, FinishReason.LENGTH, None))
-        return ended
 
     # Views
 
