@@ -16,7 +16,7 @@ from torch import Tensor
 from shoal.core.errors import OperatorError
 from shoal.models.architecture import Architecture, Parameter, Part
 
-SLICE_BYTES = 16 << 20
+SLICE_BYTES = 4 << 20
 BLOCK_ELEMENTS = 1 << 20
 
 
