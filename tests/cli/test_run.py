@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shoal.cli.main import code_of
+from shoal.cli.options import _constraint
 from shoal.core.errors import OperatorError
 from tests.jobs.support import answers, completion, mixed_rows, results, write_lines
 
@@ -49,6 +50,16 @@ def test_answered(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "finished already" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "choices"),
+    [(("yes, no",), ("yes", "no")), (("a, b", " c"), ("a, b", " c")), (("only",), ("only",))],
+)
+def test_choices_with_commas_or_one_by_one(given: tuple[str, ...], choices: tuple[str, ...]) -> None:
+    found = _constraint({"choice": given, "regex": None, "json_schema": None})
+    assert found is not None
+    assert found.value == choices
+
+
 def test_quiet(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert shoal_run(source, "-q") == 0
     assert capfd.readouterr() == ("", "")
@@ -79,6 +90,7 @@ def test_quarantined_rows_give_three(source: Path, capfd: pytest.CaptureFixture[
         (["--examples", "missing.csv"], "missing.csv"),
         (["--json-schema", "missing.json"], "missing.json"),
         (["--choice", "a,b", "--regex", "c"], "several constraints"),
+        (["-o", "no/such/folder/out.jsonl"], "there is no folder no/such/folder"),
         (["--chat-template-kwargs", "[1]"], "chat-template-kwargs"),
         (["--format", "csv"], "no column `prompt`"),
         (["--limit", "0"], "--limit"),
@@ -192,6 +204,7 @@ class Blocked:
             raise ImportError("blocked: " + name)
 sys.meta_path.insert(0, Blocked())
 from shoal.cli.main import code_of
+from shoal.cli.options import _constraint
 from shoal.core.errors import OperatorError
 codes = [code_of(arguments) for arguments in %s]
 print(codes)

@@ -282,7 +282,7 @@ def test_an_unwritable_folder(job: Job, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(job: Job, tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match="No such file"):
+    with pytest.raises(OperatorError, match="there is no folder"):
         run(dataclasses.replace(job, output=tmp_path / "nowhere" / "out.jsonl"))
     with pytest.raises(OperatorError, match="No such file"):
         run(dataclasses.replace(job, input=tmp_path / "nothing.jsonl"))

@@ -73,8 +73,10 @@ def sampling(flags: Flags) -> SamplingParams:
 
 def _constraint(flags: Flags) -> Constraint | None:
     found = []
-    if flags["choice"] is not None:
-        found.append(choice_constraint([text.strip() for text in flags["choice"].split(",")]))
+    if choices := list(flags["choice"]):
+        if len(choices) == 1:
+            choices = [text.strip() for text in choices[0].split(",")]
+        found.append(choice_constraint(choices))
     if flags["regex"] is not None:
         found.append(Constraint(kind="regex", value=flags["regex"]))
     if flags["json_schema"] is not None:

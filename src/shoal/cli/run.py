@@ -83,7 +83,11 @@ def _sampling_flags(command: Any) -> Any:
         click.option("--n", type=int, help="Answers a row."),
         click.option("--logprobs", type=int, help="Log-probabilities, with so many alternatives."),
         click.option("--prompt-logprobs", type=int),
-        click.option("--choice", help="Answers are one of these, separated by commas."),
+        click.option(
+            "--choice",
+            multiple=True,
+            help="Answers are one of these: once with commas, 'yes,no', or once for each, taken as it is.",
+        ),
         click.option("--regex", help="Answers match this pattern."),
         click.option("--json-schema", type=FILE, help="Answers are JSON of the schema in this file."),
         click.option(

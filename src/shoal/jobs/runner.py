@@ -87,6 +87,10 @@ def _check_output(job: Job) -> None:
         OperatorError: it exists and is not this kind of job's, or cannot be written.
     """
     output, journal = job.files.output, job.files.journal
+    if not output.parent.is_dir():
+        raise OperatorError(
+            f"there is no folder {output.parent}", where=str(output), remedy="create it, or name another"
+        )
     if output.exists() and not output.is_file():
         raise OperatorError("not a regular file", where=str(output), remedy="name a file to write")
     if _size(output) and not _size(journal):
