@@ -6,6 +6,8 @@ import json
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,9 +58,11 @@ def peak_of(folder: Path, rows: int) -> int:
 
 
 @pytest.mark.timeout(2500)
-def test_peak_memory_hardly_grows_with_rows(tmp_path: Path) -> None:
+def test_peak_memory_hardly_grows_with_rows(tmp_path: Path, figure: Callable[[str], None]) -> None:
     rows, allowed = size((100_000, 20e6), (1_000_000, 100e6))
     small = peak_of(tmp_path, 1000)
+    started = time.monotonic()
     large = peak_of(tmp_path, rows)
-    print(f"{rows} rows: {(large - small) / 1e6:.1f} MB above 1,000 rows")
+    seconds = time.monotonic() - started
+    figure(f"{rows:,} rows in {seconds:.0f} s, {(large - small) / 1e6:.1f} MB above 1,000 rows")
     assert large - small <= allowed
