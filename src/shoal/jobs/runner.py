@@ -93,15 +93,15 @@ def _check_output(job: Job) -> None:
         )
     if output.exists() and not output.is_file():
         raise OperatorError("not a regular file", where=str(output), remedy="name a file to write")
+    if output.exists() and os.path.samefile(output, job.input):
+        raise OperatorError(
+            "input and output are one file", where=str(output), remedy="choose another with -o"
+        )
     if _size(output) and not _size(journal):
         raise OperatorError(
             "the file exists and there is no journal for it, so it is not overwritten",
             where=str(output),
             remedy="choose another output with -o, or move the file away",
-        )
-    if output.exists() and os.path.samefile(output, job.input):
-        raise OperatorError(
-            "input and output are one file", where=str(output), remedy="choose another with -o"
         )
 
 
