@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shoal.core.config import EngineConfig
-from shoal.core.errors import OperatorError
+from shoal.core.errors import InternalError, OperatorError
 from shoal.core.request import SamplingParams
 from shoal.engine.engine import Engine
 from shoal.jobs.ending import Interrupted
@@ -332,3 +332,26 @@ def test_text_that_no_tokenizer_takes_spoils_only_its_row(tmp_path: Path) -> Non
     assert run(job).exit_code == 3
     assert sorted(answers(job.output)) == [1, 3]
     assert [entry["line"] for entry in results(job.files.quarantine)] == [2]
+
+
+def test_an_engine_that_refuses_everything_answers_everything_with_an_error(tmp_path: Path) -> None:
+    def refuse(engine: Engine) -> None:
+        def add(request: Any, now: float) -> int:
+            raise ValueError("no")
+
+        engine.add = add  # type: ignore[method-assign]
+
+    rows = [completion(f"r{i}", f"text {i}") for i in range(50)]
+    job = Job(input=write_lines(tmp_path / "in.jsonl", rows), output=tmp_path / "out.jsonl", window=4)
+    assert run(job, engine=refuse).failed == 50
+    assert len(answers(job.output)) == 50
+
+
+def test_an_engine_that_loses_sequences_is_our_fault(tmp_path: Path) -> None:
+    def lose(engine: Engine) -> None:
+        engine.add = lambda request, now: 5  # type: ignore[method-assign]
+
+    job = Job(input=write_lines(tmp_path / "in.jsonl", [completion("a", "x")]), output=tmp_path / "out.jsonl")
+    with pytest.raises(InternalError, match="lost 1 sequences"):
+        run(job, engine=lose)
+    assert run(job).answered == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import string
 import tempfile
 from pathlib import Path
@@ -151,3 +152,9 @@ def test_endings(ending: str) -> None:
     else:
         with pytest.raises(OperatorError):
             form_of(Path(f"x.{ending}"))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")
+    with pytest.raises(OperatorError, match="not a regular file"):
+        JsonLines(tmp_path / "in.jsonl")

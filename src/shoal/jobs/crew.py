@@ -66,6 +66,7 @@ class Crew:
         self._status = status
         self._flights: dict[int, tuple[Flight, int]] = {}
         self._left = self._to_run()
+        self._none_left = False
         self._params: dict[bytes, SamplingParams] = {}
 
     @property
@@ -84,11 +85,20 @@ class Crew:
             wanted &= (heads == rows) | done[np.maximum(heads, 0)]
             yield from (start + np.flatnonzero(wanted)).tolist()
 
+    @property
+    def finished(self) -> bool:
+        """Every row has its line."""
+        return self._none_left and not self._flights
+
     def fill(self, now: float) -> None:
-        """Hand rows to the engine until the window is full or none is left."""
-        while len(self._flights) < self._window:
+        """Hand rows to the engine until the window is full or none is left. Rows that the engine refuses at
+        once fill no window, so the number of tries is bounded too: the caller has other things to do."""
+        for _ in range(self._window):
+            if len(self._flights) >= self._window:
+                return
             index = next(self._left, None)
             if index is None:
+                self._none_left = True
                 return
             if not self._done[index]:
                 self._start(index, now)

@@ -291,12 +291,10 @@ class _Session:
         while True:
             now = self._clock()
             crew.fill(now)
-            if not crew.in_flight:
+            if crew.finished:
                 break
-            if engine.idle:
-                raise InternalError(f"the engine lost {crew.in_flight} sequences", where="engine")
-            for finished in engine.step(now).finished:
-                crew.take(finished)
+            if crew.in_flight:
+                self._step(crew, engine, now)
             now = self._clock()
             if results.due(now):
                 results.sync(now)
@@ -314,6 +312,12 @@ class _Session:
         results.sync(self._clock())
         self._record(status, engine, self._clock() - started)
         self._watcher.running(status, self._clock())
+
+    def _step(self, crew: Crew, engine: Engine, now: float) -> None:
+        if engine.idle:
+            raise InternalError(f"the engine lost {crew.in_flight} sequences", where="engine")
+        for finished in engine.step(now).finished:
+            crew.take(finished)
 
     def _record(self, status: Status, engine: Engine, seconds: float) -> None:
         self._journal.write(

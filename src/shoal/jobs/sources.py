@@ -59,14 +59,13 @@ class HashedFile(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Opening a pipe that nobody writes to would wait for ever.
+        if path.exists() and not path.is_file():
+            raise OperatorError("not a regular file", where=str(path), remedy="write the rows to a file")
         self._descriptor = open_file(path, os.O_RDONLY)
         self._hash = hashlib.sha256()
         self.done = 0
-        status = os.fstat(self._descriptor)
-        if not os.path.isfile(path):
-            os.close(self._descriptor)
-            raise OperatorError("not a regular file", where=str(path), remedy="write the rows to a file")
-        self.size = status.st_size
+        self.size = os.fstat(self._descriptor).st_size
 
     def readable(self) -> bool:
         return True
