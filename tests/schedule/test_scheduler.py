@@ -167,3 +167,42 @@ def test_pressure_on_pages_never_takes_from_the_first_in_order():
     answers = drain(engine)
     assert answers["r0"].preemptions == 0
     assert sum(a.preemptions for a in answers.values()) > 0
+
+
+def test_counts_of_every_answer_add_up_whatever_was_shared_and_preempted():
+    # Chunks of one row let a sequence find, midway, pages that another has filled in the meantime.
+    engine = null_engine(
+        pages=14,
+        page_size=1,
+        max_length=12,
+        max_running=6,
+        admission="chunked:rows=3,chunk=1",
+        vocabulary=997,
+    )
+    for i in range(6):
+        engine.add(request(f"r{i}", [7, 8, 9, 7, i % 2], max_tokens=6, ignore_eos=True), 0.0)
+    answers = drain(engine).values()
+    assert sum(a.cached for a in answers) > 0
+    for a in answers:
+        assert a.cached + a.computed - a.lost == len(a.request.prompt) + len(a.tokens) - 1
+
+
+def test_somebody_gets_on_when_those_with_rows_had_to_yield():
+    class Whim(Admission):
+        """Rows for whoever, chunks of any size."""
+
+        def bind(self, rng):
+            self.rng = rng
+
+        def budget(self, load):
+            return Budget(*self.rng.integers(0, 9, 3).tolist())
+
+    for seed in range(60):
+        engine = null_engine(
+            pages=13, page_size=1, max_length=13, admission=Whim(), seed=seed, vocabulary=997
+        )
+        requests = [request(f"r{i}", [1, 2, 3, i], max_tokens=9, ignore_eos=True) for i in range(5)]
+        for item in requests:
+            engine.add(item, 0.0)
+        answers = drain(engine)
+        assert all(answers[r.id].tokens.tolist() == expected(engine, r) for r in requests)

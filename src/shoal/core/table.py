@@ -55,9 +55,9 @@ class SequenceTable:
     scores_prompt: the prompt's own tokens are scored too. key: the order policy's sort key.
     pages: entries of its page table in use. border: computed tokens at which its next page goes into the
     prefix index, below page ``node`` (-1 at the root); ``NEVER`` once it no longer lists pages.
-    skipped: newcomers that passed it in the queue. cached: prompt tokens taken from the prefix cache at
-    its first entry. adopted: all tokens taken from it. dropped: computed tokens given up by preemption.
-    lost: of these, not found in the cache again. room: ids its stretch of ``ids`` holds.
+    skipped: newcomers that passed it in the queue. adopted: tokens taken from the prefix cache. dropped:
+    computed tokens given up by preemption. lost: of these, not found in the cache again. cached: adopted
+    ones beside those found again. room: ids its stretch of ``ids`` holds.
     stop_ids: shape (slots, widest), ids that end the sequence, padded with -1.
     """
 

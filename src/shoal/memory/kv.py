@@ -174,7 +174,8 @@ class KVMemory:
         table = self.table
         counted = np.zeros(self.ledger.total, dtype=np.int32)
         for slot in np.flatnonzero(table.state):
-            pages = self.page_table[slot, : table.pages[slot]]
+            # The page table grows with the first page, so a sequence without one may have no row in it.
+            pages = self.page_table[slot : slot + 1, : table.pages[slot]].ravel()
             assert len(np.unique(pages)) == len(pages), "a page twice in one table"
             assert table.pages[slot] * self.page_size >= table.computed[slot]
             if table.border[slot] != NEVER:

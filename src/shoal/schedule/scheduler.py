@@ -247,17 +247,17 @@ class Scheduler:
             if left <= 0:
                 break
             slot = int(self.running[i])
-            self.counters.cached += self.memory.adopt(slot, self.memory.find(slot), now)
+            self._adopt(slot, self.memory.find(slot), now)
             rows[i] = min(self.table.known[slot] - self.table.computed[slot], budget.chunk, left)
             left -= int(rows[i])
-        if not rows.any() and len(rows):
-            rows[0] = 1
         return rows
 
     def _make_room(self, start: I32, rows: I32, now: float) -> tuple[I32, I32, bool]:
         """(slots, rows, whether somebody had to yield); these rows have their pages."""
         yielded = False
         while True:
+            if not rows.any() and len(rows):
+                rows[0] = 1
             slots, end = self.running, start + rows
             missing = self.memory.missing(slots, end)
             if not rows.all():
@@ -356,15 +356,9 @@ class Scheduler:
     def _enter(self, slot: int, hits: list[int], most: int, now: float) -> int:
         """Move one waiting sequence in; returns the rows it gets in this step."""
         table = self.table
-        cached = self.memory.adopt(slot, hits, now)
-        self.counters.cached += cached
+        cached = self._adopt(slot, hits, now)
         if table.preemptions[slot] == 0:
-            table.cached[slot] = cached
             table.admitted[slot] = now
-        else:
-            saved = min(cached, int(table.lost[slot]))
-            table.lost[slot] -= saved
-            self.counters.lost -= saved
         table.state[slot] = RUNNING
         self._waiting -= 1
         rows = min(int(table.known[slot] - table.computed[slot]), most)
@@ -374,6 +368,16 @@ class Scheduler:
         if self._observers:
             self._tell(Admitted(int(table.handle[slot]), now, cached))
         return rows
+
+    def _adopt(self, slot: int, hits: list[int], now: float) -> int:
+        """Take listed pages; what a preemption gave up and the cache still has was not lost."""
+        cached = self.memory.adopt(slot, hits, now)
+        saved = min(cached, int(self.table.lost[slot]))
+        self.table.lost[slot] -= saved
+        self.table.cached[slot] += cached - saved
+        self.counters.lost -= saved
+        self.counters.cached += cached
+        return cached
 
     def _join(self, entered: list[int]) -> None:
         table = self.table
