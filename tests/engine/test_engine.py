@@ -95,6 +95,13 @@ def test_a_refused_request_leaves_nothing_behind(engine):
     engine.check()
 
 
+@pytest.mark.parametrize("token", [-1, 259, 2**31 - 1])
+def test_an_id_outside_the_vocabulary_is_refused(engine, token):
+    with pytest.raises(CallerError, match="vocabulary of 259"):
+        engine.add(Request(id="r", prompt=np.array([5, token], np.int32), params=SamplingParams()), 0.0)
+    assert engine.idle
+
+
 def test_n_answers_share_one_prefix(engine):
     request = ask(engine, "x" * 80, n=4, temperature=1.0)
     parts = fan_out(request)

@@ -125,7 +125,8 @@ def test_the_fingerprint_is_the_contents_not_the_time(tmp_path: Path) -> None:
     assert len(seen) == 6
     gguf = write_gguf(tmp_path / "a.gguf", llama_metadata(), llama_tensors())
     other = write_gguf(tmp_path / "b.gguf", llama_metadata(**{"general.name": "x"}), llama_tensors())
-    assert len({open_model(str(f)).fingerprint() for f in (gguf, other, gguf)}) == 2
+    tuned = write_gguf(tmp_path / "a2.gguf", llama_metadata(), llama_tensors(seed=1))
+    assert len({open_model(str(f)).fingerprint() for f in (gguf, other, tuned, gguf)}) == 3
 
 
 def test_bad_starts(tmp_path: Path) -> None:

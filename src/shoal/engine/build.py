@@ -32,7 +32,7 @@ from shoal.schedule.scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
 _ITEM = {"float32": 4, "bfloat16": 2}
-_NULL_LENGTH, _NULL_PAGES = 4096, 16_384
+_NULL_LENGTH, _NULL_PAGES = 4096, 8192
 
 
 @dataclass(frozen=True, slots=True)

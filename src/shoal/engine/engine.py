@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shoal.core.errors import InternalError, ShoalError
+from shoal.core.errors import CallerError, InternalError, ShoalError
 from shoal.core.executor import Executor
 from shoal.core.plan import I32, I64, StepResult
 from shoal.core.request import Finished, FinishReason, Request
@@ -48,6 +48,7 @@ class Engine:
         self.memory = memory
         self.scheduler = scheduler
         self.executor = executor
+        self.vocabulary = executor.vocabulary
         self.answers = Answers(table, model)
         self._aborted: list[Finished] = []
 
@@ -62,6 +63,11 @@ class Engine:
         Raises:
             CallerError: it can never be answered; nothing of it stays behind.
         """
+        if len(request.prompt) and not 0 <= request.prompt.min() <= request.prompt.max() < self.vocabulary:
+            raise CallerError(
+                f"a token id of the prompt is outside the model's vocabulary of {self.vocabulary}",
+                remedy="give ids of this model; if its tokenizer made them, the two do not fit",
+            )
         slot = self.scheduler.add(request, now)
         try:
             self.answers.open(slot, request)

@@ -23,6 +23,8 @@ from shoal.models.tensor_info import TensorInfo
 from shoal.models.tokenizer import Tokenizer, folder_tokenizer, gguf_tokenizer
 
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+_SAMPLE = 256
+"""Bytes of a tensor that its fingerprint reads at each of three places."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _WANTED = [
     "config.json",
@@ -158,6 +160,10 @@ class ModelFiles:
             digest.update(f"\0{file.name} {file.stat().st_size} {head}\0".encode())
             with file.open("rb") as opened:
                 digest.update(opened.read(head))
+                for info in (info for info in self.tensors.values() if info.file == file):
+                    for place in (0, info.size // 2, max(0, info.size - _SAMPLE)):
+                        opened.seek(info.offset + place)
+                        digest.update(opened.read(min(_SAMPLE, info.size - place)))
         if self._header is None:
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 file = self.path / name
@@ -166,9 +172,10 @@ class ModelFiles:
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
-        """64 hex digits that change with the config, the tokenizer, the headers or the files' sizes.
+        """64 hex digits that change with the config, the tokenizer, the headers, the files' sizes, or what
+        stands at three places of each tensor, which any further training changes.
 
-        Times are not part of it, nor are the weights' bytes: a copy has the same fingerprint.
+        Times are not part of it: a copy has the same fingerprint.
         """
         return self._fingerprint
 
