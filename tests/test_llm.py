@@ -256,6 +256,31 @@ def test_a_failing_source_leaves_nothing_behind(llm):
     assert llm.engine.idle
 
 
+def test_a_stream_that_the_garbage_collector_closes_in_the_middle_of_a_step(folder):
+    llm = load(folder)
+    forgotten = llm.stream(PROMPTS, GREEDY)
+    next(forgotten)
+    expected = texts(load(folder).generate(PROMPTS[:3], GREEDY))
+    submit = llm.engine.executor.submit
+
+    def collecting(plan):
+        forgotten.close()
+        submit(plan)
+
+    llm.engine.executor.submit = collecting
+    assert texts(llm.generate(PROMPTS[:3], GREEDY)) == expected
+    assert llm.engine.idle
+    llm.engine.check()
+
+
+def test_prompts_come_in_arrays_too(llm):
+    expected = texts(llm.generate(["a", "yes"], GREEDY))
+    assert texts(llm.generate(np.array(["a", "yes"]), GREEDY)) == expected
+    assert texts(llm.generate(np.array(["a", "yes"], dtype=object), GREEDY)) == expected
+    (one,) = llm.generate(list(byte_level().encode("yes")), GREEDY)
+    assert one.text == expected[1]
+
+
 def test_params_that_run_out_lose_no_prompt(llm):
     results = sorted(llm.stream(iter(PROMPTS[:3]), iter([GREEDY])), key=lambda result: result.index)
     assert [result.error is None for result in results] == [True, False, False]
@@ -279,3 +304,16 @@ def test_null_model_and_bad_starts(tmp_path):
         LLM(str(tmp_path / "missing"))
     with pytest.raises(OperatorError, match="order"):
         LLM("null", order="nonsense")
+    with pytest.raises(OperatorError, match=r"dtype is 'float16'.*valid: auto, float32, bfloat16"):
+        LLM("null", dtype="float16")
+    with pytest.raises(OperatorError, match="threads is '2'"):
+        LLM("null", threads="2")
+    with pytest.raises(OperatorError, match="victim is 3"):
+        LLM("null", victim=3)
+    (refused,) = null.generate(["a"], SamplingParams(constraint=Constraint(kind="regex", value="a")))
+    assert "constraints" in str(refused.error)
+
+
+def test_any_whole_number_is_a_seed():
+    drawn = [LLM("null", seed=seed).generate(["a"])[0].error for seed in (-1, 0, 2**64)]
+    assert drawn == [None, None, None]

@@ -149,7 +149,7 @@ class LLM:
             max_num_batched_tokens=max_num_batched_tokens,
             page_size=page_size,
             threads=threads,
-            seed=seed,
+            seed=seed % 2**32,
             prefix_reuse=prefix_reuse,
             order=order,
             admission=admission,
@@ -161,7 +161,10 @@ class LLM:
         _log.info(self.description)
         self.model = prepared.model
         self.engine = start(prepared)
+        self._seed = seed
         self._flights: dict[int, tuple[_Flight, int]] = {}
+        self._unwanted: list[int] = []
+        self._busy = False
 
     @property
     def tokenizer(self) -> Any:
@@ -281,6 +284,8 @@ class LLM:
                 f"this prompt's sampling parameters are {params!r}"[:200], remedy="give SamplingParams"
             )
         params = params.checked()
+        if params.constraint is not None:
+            self.model.check_constraint(params.constraint)
         if isinstance(prompt, _Conversation):
             flight.prompt = self.model.render(prompt.messages, prompt.arguments)
             flight.ids = self.tokenizer.encode(flight.prompt, add_special=False)
@@ -291,7 +296,7 @@ class LLM:
             flight.ids = _ids(prompt, self.model.vocabulary)
         seed = params.seed
         if seed is None:
-            seed = noise_seed(self.config.seed, str(flight.index))
+            seed = noise_seed(self._seed, str(flight.index))
         return Request(
             id=str(flight.index),
             prompt=flight.ids,
@@ -304,7 +309,13 @@ class LLM:
         """One turn of the engine; results go to the call that asked, whichever call turns it."""
         if self.engine.idle:
             raise InternalError("the engine lost a request", remedy="report it")
-        for finished in self.engine.step(time.perf_counter()).finished:
+        self._end_unwanted()
+        self._busy = True
+        try:
+            output = self.engine.step(time.perf_counter())
+        finally:
+            self._busy = False
+        for finished in output.finished:
             flight, place = self._flights.pop(finished.handle, (None, 0))
             if flight is None:
                 continue
@@ -319,8 +330,15 @@ class LLM:
         """Nobody waits for this call any more."""
         for handle in call.handles:
             self._flights.pop(handle, None)
-            self.engine.abort(handle, time.perf_counter())
+        self._unwanted += call.handles
         call.handles.clear()
+        # The garbage collector closes a forgotten stream at any moment, in the middle of a step too.
+        if not self._busy:
+            self._end_unwanted()
+
+    def _end_unwanted(self) -> None:
+        while self._unwanted:
+            self.engine.abort(self._unwanted.pop(), time.perf_counter())
 
     def _result(self, flight: _Flight) -> Result:
         done = [(place, answer) for place, answer in enumerate(flight.answers) if answer is not None]
@@ -352,8 +370,8 @@ def _is_prompt(prompts: Any) -> bool:
     if isinstance(prompts, str):
         return True
     if isinstance(prompts, np.ndarray):
-        return prompts.ndim == 1
-    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], int)
+        return prompts.ndim == 1 and prompts.dtype.kind in "iu"
+    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
 
 
 def _ids(prompt: Any, vocabulary: int) -> Ids:

@@ -28,6 +28,9 @@ from shoal.core.request import Constraint, SamplingParams
         ("repetition_penalty", 0.0),
         ("logprobs", 21),
         ("stop", ("",)),
+        ("stop_token_ids", (2**31,)),
+        ("stop_token_ids", (-1,)),
+        ("min_tokens", 2**31),
         ("seed", 2**63),
         ("logit_bias", {1: float("nan")}),
         ("temperature", "hot"),
@@ -38,6 +41,13 @@ def test_a_value_outside_its_range_is_refused_by_name(field, value):
         SamplingParams(**{field: value}).checked()
     assert field.split("_")[0] in str(refused.value)
     assert refused.value.remedy
+
+
+def test_numbers_out_of_arrays_are_numbers():
+    given = SamplingParams(
+        temperature=np.float32(0.5), max_tokens=np.int64(7), logit_bias={np.int64(3): np.float64(1)}
+    )
+    assert given.checked() == SamplingParams(temperature=0.5, max_tokens=7, logit_bias={3: 1.0})
 
 
 def test_a_good_value_passes_unchanged():

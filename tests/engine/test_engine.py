@@ -102,6 +102,40 @@ def test_an_id_outside_the_vocabulary_is_refused(engine, token):
     assert engine.idle
 
 
+def test_an_unforeseen_failure_while_adding_leaves_nothing_behind_either(engine):
+    def interrupt(slot, request):
+        raise KeyboardInterrupt
+
+    engine.executor.open = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.add(ask(engine, "hello"), 0.0)
+    assert engine.idle
+    engine.check()
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_after_a_step_that_was_broken_off_the_engine_serves_on(engine, computed):
+    submit, whole = engine.executor.submit, answer(engine, ask(engine, "x" * 80))
+
+    def interrupted(plan):
+        if computed:
+            submit(plan)
+        raise KeyboardInterrupt
+
+    engine.add(ask(engine, "y" * 80, name="lost", stop=("never",)), 0.0)
+    engine.step(0.0)
+    engine.executor.submit = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        engine.step(1.0)
+    engine.executor.submit = submit
+    engine.check()
+    again = ask(engine, "x" * 80)
+    engine.add(again, 2.0)
+    answers = drain(engine)
+    assert "broken off" in str(answers["lost"].error)
+    assert answers[again.id].tokens.tolist() == whole.tokens.tolist()
+
+
 def test_n_answers_share_one_prefix(engine):
     request = ask(engine, "x" * 80, n=4, temperature=1.0)
     parts = fan_out(request)

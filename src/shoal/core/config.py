@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from shoal.core.errors import OperatorError
-from shoal.core.policy import Policy
+from shoal.core.policy import SEAMS, Policy
 
 NULL_MODEL = "null"
 """The model name under which no model is loaded: tokens are a function of the known ids."""
@@ -53,11 +53,20 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     record_margins: bool = False
 
     def checked(self) -> EngineConfig:
-        """The same value with every number in its range.
+        """The same value with every field of its type and every number in its range.
 
         Raises:
-            OperatorError: names the first field that is out of range.
+            OperatorError: names the first field that is not.
         """
+        for known in msgspec.structs.fields(self):
+            value = getattr(self, known.name)
+            try:
+                # A policy is checked where it is made.
+                msgspec.convert(value, Any if known.name in SEAMS else known.type)
+            except msgspec.ValidationError as error:
+                names = ", ".join(name for name in get_args(known.type) if isinstance(name, str))
+                remedy = f"valid: {names}" if names else "correct it"
+                raise OperatorError(f"{known.name} is {value!r}: {error}", remedy=remedy) from None
         least = {"max_num_seqs": 1, "max_num_batched_tokens": 1, "page_size": 1}
         optional = {"threads": 1, "kv_memory": 1, "max_model_len": 2}
         for name, low in (least | optional).items():

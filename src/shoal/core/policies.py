@@ -70,6 +70,8 @@ def make(seam: str, specification: str | Policy) -> Policy:
         if specification.seam != seam:
             raise OperatorError(f"{specification!r} answers {specification.seam!r}, not {seam!r}")
         return specification
+    if not isinstance(specification, str):
+        raise OperatorError(f"{seam} is {specification!r}", remedy="give a policy, or its name")
     name, _, rest = specification.partition(":")
     kind: type[Policy] = registry(seam).get(name)
     known = kind.parameters()

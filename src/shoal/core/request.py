@@ -60,9 +60,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] = 1.0
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = 16
-    min_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    min_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
     stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...] = ()
     ignore_eos: bool = False
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     prompt_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
@@ -81,8 +81,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             CallerError: a field is out of range; names the field.
         """
         try:
-            value = msgspec.convert(msgspec.to_builtins(self), SamplingParams)
-        except msgspec.ValidationError as error:
+            value = msgspec.convert(msgspec.to_builtins(self, enc_hook=_number), SamplingParams)
+        except (msgspec.ValidationError, TypeError) as error:
             raise CallerError(f"sampling parameter refused: {error}", remedy="correct the value") from None
         if value.max_tokens is not None and value.min_tokens > value.max_tokens:
             raise CallerError(
@@ -98,6 +98,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if not -100.0 <= bias <= 100.0:
                 raise CallerError(f"logit_bias of token {token} is {bias}", remedy="give -100 to 100")
         return value
+
+
+def _number(value: Any) -> Any:
+    """A number out of an array is as good as any."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a value is {type(value).__name__}")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

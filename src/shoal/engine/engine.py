@@ -9,7 +9,7 @@ import numpy as np
 
 from shoal.core.errors import CallerError, InternalError, ShoalError
 from shoal.core.executor import Executor
-from shoal.core.plan import I32, I64, StepResult
+from shoal.core.plan import I32, I64, StepPlan, StepResult
 from shoal.core.request import Finished, FinishReason, Request
 from shoal.core.table import SequenceTable
 from shoal.engine.answers import Answers
@@ -72,8 +72,9 @@ class Engine:
         try:
             self.answers.open(slot, request)
             self.executor.open(slot, request)
-        except ShoalError:
+        except BaseException:
             self.answers.close(slot)
+            self.executor.close(slot)
             self.scheduler.finish(slot, FinishReason.ERROR, now)
             raise
         return int(self.table.handle[slot])
@@ -94,7 +95,11 @@ class Engine:
     def step(self, now: float) -> StepOutput:
         """One turn of the loop. ``now`` is when the step is planned, in seconds."""
         for plan in self.scheduler.schedule(now):
-            self.executor.submit(plan)
+            try:
+                self.executor.submit(plan)
+            except BaseException:
+                self._break_off(plan, now)
+                raise
         output = StepOutput(finished=self._aborted)
         self._aborted = []
         for result in self.executor.poll():
@@ -104,6 +109,16 @@ class Engine:
     def check(self) -> None:
         """Raise AssertionError unless every book balances."""
         self.scheduler.check()
+
+    def _break_off(self, plan: StepPlan, now: float) -> None:
+        """A step was left midway (Ctrl-C). How far it got nobody knows, so its sequences end here, and
+        the engine goes on without them."""
+        list(self.executor.poll())
+        error = InternalError("the step was broken off", remedy="ask again")
+        nothing = np.zeros(len(plan.emitting_rows()), dtype=np.int32)
+        failures: dict[int, Exception] = dict.fromkeys(range(plan.run_count), error)
+        result = StepResult(plan.step, nothing, now, failures=failures)
+        self._deliver(result, self.scheduler.update(result, now), self._aborted)
 
     def _deliver(self, result: StepResult, update: Update, finished: list[Finished]) -> StepOutput:
         handles = self.table.handle[update.slots]
