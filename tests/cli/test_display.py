@@ -35,3 +35,11 @@ def test_the_figures_stand_below_the_bar(terminal):
     assert set(bar) <= set("━╸╺ ")
     assert figures[0].rstrip() == "4/8 rows · 2.0 s left"
     assert figures[1].startswith("prefill 0 tok/s · decode 0 tok/s")
+
+
+def test_rows_that_end_in_bursts_do_not_bend_the_time_left():
+    display = Panel()
+    display._take(Status(rows=90, done=10), 0.0)
+    for second in range(1, 60):
+        display._take(Status(rows=90, done=10), float(second))
+    assert display._figures(Status(rows=90, done=50), 60.0)["left"] == "1:00"

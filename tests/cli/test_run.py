@@ -308,3 +308,30 @@ def test_weights_that_cannot_be_loaded_leave_nothing(
     assert shoal_run(source, "-q") == 2
     assert capfd.readouterr().err == "shoal: model.safetensors: truncated (download it again)\n"
     assert [file.name for file in source.parent.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("shell", ["{} 2>&-", "{} 2>/dev/full", "{{ {} 2>&3; }} 3>&1 | true"])
+def test_a_job_needs_nobody_who_reads_what_it_says(source: Path, shell: str) -> None:
+    output = source.with_name("out.jsonl")
+    command = f"{' '.join(SHOAL)} run {source} -o {output} --model null"
+    subprocess.run(["bash", "-c", shell.format(command)], cwd=ROOT, timeout=60)
+    assert len(results(output)) == 30
+
+
+def test_interrupted_together_with_who_reads_it(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of a pipe: ``shoal run ... 2>&1 | tee log``."""
+    source = write_lines(tmp_path / "in.jsonl", mixed_rows(4000, 2))
+    command = [*SHOAL, "run", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", "null"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    while not (tmp_path / "out.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+def test_an_id_that_no_row_could_use_is_refused_once(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert shoal_run(source, "--stop-token-id", "259") == 2
+    assert "--stop-token-id 259" in capfd.readouterr().err
+    assert not source.with_name("out.jsonl.journal").exists()

@@ -103,3 +103,10 @@ def test_memory_is_capped_by_the_cgroup(tmp_path, monkeypatch):
     assert machine.memory() == (1 << 27) + (1 << 20) < free
     (tmp_path / "memory.max").write_text("max\n")
     assert machine.memory() >= 1 << 28
+
+
+def test_a_pool_larger_than_the_memory_is_refused_before_it_fills(monkeypatch):
+    monkeypatch.setattr("shoal.engine.machine.memory", lambda: 1 << 30)
+    prepare(EngineConfig(model="null", max_model_len=1 << 20))
+    with pytest.raises(OperatorError, match=r"does not fit, 1.0 GiB are free"):
+        prepare(EngineConfig(model="null", max_model_len=1 << 30))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,6 +40,7 @@ class Quiet:
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self._samples: deque[Sample] = deque()
+        self._begin: Sample | None = None
 
     def __enter__(self) -> Quiet:
         return self
@@ -70,6 +72,7 @@ class Quiet:
             else Sample(now, 0, 0, 0, status.done)
         )
         self._samples.append(sample)
+        self._begin = self._begin or sample
         while len(self._samples) > 2 and now - self._samples[0].now > RATE_SECONDS:
             self._samples.popleft()
         return sample
@@ -79,7 +82,9 @@ class Quiet:
         new, old = self._take(status, now), self._samples[0]
         seconds = max(new.now - old.now, 1e-9)
         emitted = new.emitted - old.emitted
-        rows = (new.done - old.done) / seconds
+        # Rows side by side end in bursts: only all of the time since the start foretells the rest.
+        begin = self._begin or new
+        rows = (new.done - begin.done) / max(new.now - begin.now, 1e-9)
         prompt = new.cached + new.computed - new.emitted
         left = (status.rows - status.done) / rows if rows > 0 else None
         figures = {
@@ -109,7 +114,9 @@ class Lines(Quiet):
         self._last = time.monotonic()
 
     def say(self, text: str) -> None:
-        click.echo(text, err=True)
+        # Whoever reads this may be gone, or a log's disk full: no reason to end the job.
+        with suppress(OSError):
+            click.echo(text, err=True)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -210,7 +217,7 @@ class Panel(Lines):
 
 def watcher(quiet: bool) -> Quiet:
     """The display that fits where stderr goes."""
-    if quiet:
+    if quiet or sys.stderr is None:
         return Quiet()
     return Panel() if sys.stderr.isatty() else Lines()
 

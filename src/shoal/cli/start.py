@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shoal.cli.display import watcher
 from shoal.cli.options import Flags, engine_config, job, read_text
 from shoal.cli.stop import Stop
+from shoal.core.errors import CallerError
 from shoal.jobs.bodies import Message
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
@@ -23,8 +24,15 @@ def _check_defaults(task: Job, model: TextModel) -> None:
     """What the flags ask of every row is refused once, not row by row.
 
     Raises:
-        CallerError: the model has no chat template, or a constraint cannot be compiled.
+        CallerError: the model has no chat template, a constraint cannot be compiled, or an id is none of
+            the model's.
     """
+    for token in task.defaults.stop_token_ids:
+        if token >= model.vocabulary:
+            raise CallerError(
+                f"--stop-token-id {token} is outside the vocabulary of {model.vocabulary}",
+                remedy="give an id of this model's vocabulary",
+            )
     if task.defaults.constraint is not None:
         model.check_constraint(task.defaults.constraint)
     if task.layout.chat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 from shoal.jobs.ending import INTERRUPTED
@@ -26,12 +27,20 @@ class Stop:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            if sys.stderr is not None and sys.stderr.isatty():
+                _tell(SHOW_CURSOR)
             os._exit(INTERRUPTED)
         self.asked = True
         if number == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; once more stops at once\n")
+            _tell(b"\nstopping after this step; once more stops at once\n")
 
     def __call__(self) -> bool:
         return self.asked
+
+
+def _tell(text: bytes) -> None:
+    """Past Python's buffers, which the signal may have interrupted. Ctrl-C ends a pipe's reader as well
+    (``2>&1 | tee log``), and who reads nothing need not be told."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), text)

@@ -32,7 +32,8 @@ from shoal.schedule.scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
 _ITEM = {"float32": 4, "bfloat16": 2}
-_NULL_LENGTH, _NULL_PAGES = 4096, 8192
+_NULL_LENGTH, _NULL_PAGES, _NULL_SLOT = 4096, 8192, 20
+"""Tokens, pages, and the bytes that the null executor keeps for a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     pages = memory // page_bytes
     length = _length(config, architecture.longest, pages * config.page_size)
     pages = min(pages, config.max_num_seqs * -(-length // config.page_size))
+    _check_pool(config, pages * page_bytes)
     model = StoredModel(files, architecture.embed.vocabulary, length, dtype, chat_template)
     choices = (
         f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
@@ -160,6 +162,7 @@ def _prepare_null(config: EngineConfig) -> Prepared:
     if config.kv_memory is not None:
         pages = config.kv_memory // (8 * config.page_size)
         length = _length(config, length, pages * config.page_size)
+    _check_pool(config, pages * config.page_size * _NULL_SLOT)
     choices = ("null model: no weights, tokens are a function of the ids", policy_line(config))
     return Prepared(config, NullModel(length), None, "float32", 1, pages, choices)
 
@@ -187,6 +190,15 @@ def _kv_memory(config: EngineConfig, weights: int) -> tuple[int, str]:
     if left <= 0:
         raise OperatorError(f"no memory left for KV: {why}", remedy="use a smaller model or --kv-memory")
     return left, why
+
+
+def _check_pool(config: EngineConfig, size: int) -> None:
+    """A pool larger than the memory could be allocated, and would end the process once it filled."""
+    if config.device == "cpu" and size > (free := machine.memory()):
+        raise OperatorError(
+            f"a KV pool of {size / 2**30:,.1f} GiB does not fit, {free / 2**30:.1f} GiB are free",
+            remedy="lower --kv-memory or --max-model-len",
+        )
 
 
 def _length(config: EngineConfig, longest: int, slots: int) -> int:
