@@ -273,6 +273,25 @@ def test_a_stream_that_the_garbage_collector_closes_in_the_middle_of_a_step(fold
     llm.engine.check()
 
 
+def test_an_answer_that_fails_midway_keeps_as_many_logprobs_as_tokens(folder):
+    llm = load(folder)
+    sampler = llm.engine.executor.sampler
+    change = sampler._change
+
+    def fail(row, slot, index):
+        if index == 2:
+            raise CallerError("broken on purpose")
+        change(row, slot, index)
+
+    sampler._change = fail
+    scored = {"temperature": 0.0, "max_tokens": 5, "logprobs": 1, "ignore_eos": True}
+    params = [SamplingParams(**scored, presence_penalty=0.5), SamplingParams(**scored)]
+    failed, whole = llm.generate(["yes", "yes"], params)
+    assert "on purpose" in str(failed.error)
+    assert [len(o.token_ids) for o in failed.outputs + whole.outputs] == [2, 5]
+    assert [len(o.logprobs) for o in failed.outputs + whole.outputs] == [2, 5]
+
+
 def test_prompts_come_in_arrays_too(llm):
     expected = texts(llm.generate(["a", "yes"], GREEDY))
     assert texts(llm.generate(np.array(["a", "yes"]), GREEDY)) == expected

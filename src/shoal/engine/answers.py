@@ -68,15 +68,16 @@ class Answers:
         self._scores.pop(slot, None)
         self._watches.pop(slot, None)
 
-    def score(self, plan: StepPlan, scored: ScoredTokens, tokens: I32) -> None:
-        """Keep what a step scored; ``tokens`` are the step's emitted or scored ids, by emitting row."""
+    def score(self, plan: StepPlan, scored: ScoredTokens, tokens: I32, failed: set[int]) -> None:
+        """Keep what a step scored for slots that have not ``failed``; ``tokens`` are the step's emitted or
+        scored ids, by emitting row."""
         rows = plan.emitting_rows()
         runs = plan.run_of_row()
         token_of_row = dict(zip(rows.tolist(), tokens.tolist()))
         for i, row in enumerate(scored.row.tolist()):
             slot = int(plan.sequence[runs[row]])
             scores = self._scores.get(slot)
-            if scores is None:
+            if scores is None or slot in failed:
                 continue
             params = self.table.request(slot).params
             index = int(plan.position[row]) + 1

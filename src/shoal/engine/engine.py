@@ -126,7 +126,7 @@ class Engine:
             slot: (reason, stop) for slot, reason, stop in update.ended
         }
         if result.scored is not None:
-            self.answers.score(update.plan, result.scored, result.tokens)
+            self.answers.score(update.plan, result.scored, result.tokens, {slot for slot, _ in update.failed})
         stop_ids = {slot: stop for slot, _, stop in update.ended}
         for slot, hit in self.answers.read(update.slots, update.tokens, stop_ids):
             ended[slot] = (FinishReason.STOP, hit)
