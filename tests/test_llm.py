@@ -164,6 +164,8 @@ def test_chat_is_the_rendered_prompt_without_another_bos(llm):
     assert [isinstance(entry.error, CallerError) for entry in many] == [False, False, True, True]
     with pytest.raises(CallerError, match="call generate"):
         llm.chat("hello")
+    for wrong in (5, None, {}, ["text"]):
+        assert "message" in str(llm.chat([conversation, wrong], GREEDY)[1].error)
 
 
 def test_constraints_stops_and_end_tokens(llm):

@@ -115,7 +115,7 @@ def _tick() -> str:
 
 def _prepared(messages: Sequence[Mapping[str, Any]], *, keep_parts: bool) -> list[dict[str, Any]]:
     """Checked copies. A template that knows nothing of parts gets their texts joined by newlines."""
-    if isinstance(messages, str | bytes | Mapping) or not messages:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise CallerError("messages must be a list of at least one message", remedy="correct the row")
     prepared = []
     for place, message in enumerate(messages):
