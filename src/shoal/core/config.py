@@ -87,7 +87,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         OperatorError: not a size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmg]i?)?b?\s*", text.lower())
     if not found:
         raise OperatorError(f"cannot read the size {text!r}", remedy="write for example 2GiB or 500MB")
     return int(float(found[1]) * _UNITS[found[2] or ""])
