@@ -26,7 +26,7 @@ def test_ids_are_what_was_put_in(sequences, random):
             slots = np.array(sorted(known), dtype=np.int32)
             slots = slots[table.known[slots] < table.limit[slots]]
             tokens = np.array([random.randrange(1000) for _ in slots], dtype=np.int32)
-            now = table.append(slots, tokens)
+            now = table.append(slots, table.known[slots], table.base[slots], table.room[slots], tokens)
             for s, t in zip(slots.tolist(), tokens.tolist()):
                 known[s].append(t)
             assert now.tolist() == [len(known[s]) for s in slots.tolist()]

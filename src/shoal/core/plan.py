@@ -43,7 +43,7 @@ class StepPlan:
         first_row, rows: the run's rows are ``first_row : first_row + rows``.
         first_page, page_count: its page ids are ``pages[first_page : first_page + page_count]``; they
             hold logical indices 0 .. page_count * page_size - 1 and cover every row of the run.
-    pages: shape (P,), int32, page ids.
+    pages: shape (P,), int32, page ids; what no run names is slack.
     """
 
     step: int

@@ -141,15 +141,25 @@ class SequenceTable:
         end = self.known[slot] if stop is None else stop
         return self.tokens.ids[base + start : base + end]
 
-    def append(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """One more known id for each of ``slots``; returns how many each knows now. Shapes (m,)."""
-        known = self.known[slots]
-        full = known >= self.room[slots]
+    def append(
+        self,
+        slots: npt.NDArray[np.int32],
+        known: npt.NDArray[np.int32],
+        base: npt.NDArray[np.int64],
+        room: npt.NDArray[np.int64],
+        tokens: npt.NDArray[np.int32],
+    ) -> npt.NDArray[np.int32]:
+        """One more known id for each of ``slots``; returns how many each knows now. Shapes (m,).
+
+        ``known``, ``base`` and ``room`` are these columns at ``slots``, which callers have at hand.
+        """
+        full = known >= room
         if full.any():
             for slot in slots[full]:
                 self._widen(int(slot))
-        self.tokens.ids[self.base[slots] + known] = tokens
-        known += 1
+            base = self.base[slots]
+        self.tokens.ids[base + known] = tokens
+        known = known + 1
         self.known[slots] = known
         return known
 
@@ -190,6 +200,7 @@ class SequenceTable:
         base, room = self.tokens.take(2 * old_room)
         self.tokens.ids[base : base + old_room] = self.tokens.ids[old_base : old_base + old_room]
         self.tokens.give(old_base, old_room)
+        self.tokens.moves += 1
         self.base[slot], self.room[slot] = base, room
 
     def _grow(self) -> None:
@@ -207,12 +218,16 @@ class SequenceTable:
 
 
 class TokenStore:
-    """One flat int32 array handed out in stretches of a power of two, given back by size."""
+    """One flat int32 array handed out in stretches of a power of two, given back by size.
+
+    ``moves`` counts how often a sequence's stretch was exchanged for a longer one.
+    """
 
     SMALLEST = 64
 
     def __init__(self) -> None:
         self.ids: Ids = np.zeros(1 << 14, dtype=np.int32)
+        self.moves = 0
         self._end = 0
         self._spare: dict[int, list[int]] = {}
 

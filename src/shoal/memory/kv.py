@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from shoal.core.plan import I32, I64
 from shoal.core.policy import Retention
 from shoal.core.table import SequenceTable
-from shoal.memory.ledger import I32, Ledger
+from shoal.memory.ledger import Ledger
 from shoal.memory.prefix import ROOT, PrefixIndex
 
+COPIED = 1 << 17
+"""Page ids that a plan may copy beside those it needs: half a megabyte."""
 NEVER = 2**31 - 1
 """In column ``border``: this sequence's further pages stay its own."""
 
@@ -44,15 +47,19 @@ class KVMemory:
         """A new sequence, which holds nothing yet."""
         self.table.border[slot] = self.page_size if self.reuse else NEVER
         self.table.node[slot] = ROOT
+        rows, columns = self.page_table.shape
+        if slot >= rows:
+            longer = np.zeros((len(self.table.requests), columns), dtype=np.int32)
+            longer[:rows] = self.page_table
+            self.page_table = longer
 
-    def missing(self, slots: I32, tokens: I32) -> I32:
-        """Pages that each of ``slots`` lacks to hold ``tokens`` slots, shape (m,), int32."""
+    def missing(self, slots: I32, tokens: I32) -> tuple[I64, I32]:
+        """Which of ``slots`` lack pages to hold ``tokens`` slots (indices, ascending), and how many."""
         held = self.table.pages[slots]
-        lacking = tokens > held * self.page_size
-        if not lacking.any():
-            return lacking.astype(np.int32)
-        need: I32 = -(-tokens // self.page_size) - held
-        return np.maximum(need, 0, out=need)
+        who = (tokens > held * self.page_size).nonzero()[0]
+        if not len(who):
+            return who, held[:0]
+        return who, -(-tokens[who] // self.page_size) - held[who]
 
     def find(self, slot: int) -> list[int]:
         """Listed pages that hold the next tokens of this sequence, in order.
@@ -81,7 +88,7 @@ class KVMemory:
         first = int(table.pages[slot])
         found = np.array(pages, dtype=np.int32)
         self.prefix.use(found, now)
-        self._fit(slot, first + len(pages))
+        self._widen(first + len(pages))
         self.page_table[slot, first : first + len(pages)] = found
         table.pages[slot] = first + len(pages)
         table.border[slot] = (first + len(pages) + 1) * self.page_size
@@ -92,19 +99,15 @@ class KVMemory:
         return tokens
 
     def grow(self, slots: I32, missing: I32) -> None:
-        """Give each of ``slots`` its missing pages; ``missing.sum()`` must be available."""
-        total = int(missing.sum())
-        if total == 0:
-            return
+        """Give each of ``slots`` its missing pages, at least one; ``missing.sum()`` must be available."""
+        total = sum(missing.tolist())
         if total > self.ledger.free:
             self.prefix.evict(total - self.ledger.free)
         new = self.ledger.take(total)
-        who = missing.nonzero()[0]
-        slots, missing = slots[who], missing[who]
         held = self.table.pages[slots]
         grown = held + missing
         self.table.pages[slots] = grown
-        self._fit(int(slots.max()), int(grown.max()))
+        self._widen(max(grown.tolist()))
         if total == len(slots):
             self.page_table[slots, held] = new
             return
@@ -158,11 +161,17 @@ class KVMemory:
         self._fresh.clear()
 
     def gather(self, slots: I32) -> tuple[I32, I32, I32]:
-        """Page ids of each sequence, in order of its slots: (first, count, flat pages)."""
+        """Page ids of each sequence, in order of its slots: (first, count, pages).
+
+        Rows of the page table are copied as they stand, with slack between them, unless that were much.
+        """
         count = self.table.pages[slots]
+        wide = self.page_table.shape[1]
+        if wide * len(slots) <= COPIED:
+            first = np.arange(0, wide * len(slots), wide, dtype=np.int32)
+            return first, count, self.page_table[slots].ravel()
         end = count.cumsum(dtype=np.int32)
         first = end - count
-        wide = self.page_table.shape[1]
         index = (slots.astype(np.int64) * wide - first).repeat(count)
         index += np.arange(len(index))
         return first, count, self.page_table.ravel()[index]
@@ -174,8 +183,7 @@ class KVMemory:
         table = self.table
         counted = np.zeros(self.ledger.total, dtype=np.int32)
         for slot in np.flatnonzero(table.state):
-            # The page table grows with the first page, so a sequence without one may have no row in it.
-            pages = self.page_table[slot : slot + 1, : table.pages[slot]].ravel()
+            pages = self.page_table[slot, : table.pages[slot]]
             assert len(np.unique(pages)) == len(pages), "a page twice in one table"
             assert table.pages[slot] * self.page_size >= table.computed[slot]
             if table.border[slot] != NEVER:
@@ -185,15 +193,9 @@ class KVMemory:
             counted[pages] += 1
         assert np.array_equal(counted, self.ledger.count), "a page's count is its holders"
 
-    def _fit(self, slot: int, width: int) -> None:
+    def _widen(self, width: int) -> None:
         rows, columns = self.page_table.shape
-        if slot >= rows or width > columns:
-            wider = np.zeros(
-                (
-                    max(rows, len(self.table.requests)),
-                    columns if width <= columns else max(width, 2 * columns),
-                ),
-                dtype=np.int32,
-            )
-            wider[:rows, :columns] = self.page_table
+        if width > columns:
+            wider = np.zeros((rows, max(width, 2 * columns)), dtype=np.int32)
+            wider[:, :columns] = self.page_table
             self.page_table = wider

@@ -13,12 +13,12 @@ import numpy as np
 
 from shoal.core.errors import CallerError, InternalError
 from shoal.core.events import Admitted, Arrived, Ended, Event, Preempted, StepDone
-from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, StepPlan, StepResult
+from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, I64, StepPlan, StepResult
 from shoal.core.policy import Admission, Budget, Load, Order, Policy, Sequence, SequenceView, Victim
 from shoal.core.request import FinishReason, Request
 from shoal.core.table import RUNNING, WAITING, SequenceTable
 from shoal.memory.kv import KVMemory
-from shoal.schedule.flight import Flight, ends, take_off
+from shoal.schedule.flight import Flight, Lineup, ends, take_off
 
 PATIENCE = 16
 """A sequence that did not fit may be passed by this many newcomers; then nobody passes it."""
@@ -85,6 +85,8 @@ class Scheduler:
         self._new: list[int] = []
         self._waiting = 0
         self._flight: Flight | None = None
+        self._lineup: Lineup | None = None
+        self._starting = False
         self._asks_entry = type(admission).enters is not Admission.enters
         policies: tuple[Policy, ...] = (order, admission, victim, memory.prefix.retention)
         self._observers = [p for p in policies if type(p).observe is not Policy.observe]
@@ -132,12 +134,13 @@ class Scheduler:
         load = self._load(todo, now)
         asked = self.admission.budget(load)
         budget = Budget(max(1, asked.rows), max(0, asked.singles), max(1, asked.chunk))
-        if load.backlog or load.singles > min(budget.singles, budget.rows):
+        even = not load.backlog and load.singles <= min(budget.singles, budget.rows)
+        if even:
+            rows = np.ones(len(todo), dtype=np.int32)
+        else:
             rows = self._share(todo, budget, now)
             start = self.table.computed[self.running]
-        else:
-            rows = np.ones(len(todo), dtype=np.int32)
-        slots, rows, yielded = self._make_room(start, rows, now)
+        slots, rows, yielded = self._make_room(start, rows, even, now)
         if self._waiting and not yielded:
             slots, rows = self._admit(slots, rows, budget, load, now)
         if not len(slots):
@@ -147,7 +150,9 @@ class Scheduler:
                 remedy="report this with the job",
             )
         self.counters.steps += 1
-        self._flight = take_off(self.table, self.memory, slots, rows, self.counters.steps)
+        even &= slots is self.running
+        lineup = self._line_up(slots)
+        self._flight = take_off(self.table, self.memory, lineup, rows, self.counters.steps, even)
         return [self._flight.plan]
 
     def update(self, result: StepResult, now: float) -> Update:
@@ -157,30 +162,30 @@ class Scheduler:
         assert flight is not None, "a result without a plan"
         assert result.step == flight.plan.step, "a result of another plan"
         self._flight = None
-        failed = [(int(flight.slots[run]), error) for run, error in result.failures.items()]
+        table = self.table
+        failed = [(int(flight.lineup.slots[run]), error) for run, error in result.failures.items()]
+        computed = flight.plan.row_count
         if failed:
             # What these runs were to write cannot be trusted.
             for slot, _ in failed:
                 self.memory.release(slot, result.ready)
             self.memory.retract()
-            flight = flight.without(list(result.failures))
+            flight = flight.without(table, list(result.failures))
+            computed -= int(flight.plan.rows[list(result.failures)].sum())
         else:
             self.memory.confirm()
-        table = self.table
-        table.computed[flight.slots] += flight.rows
-        slots, tokens = flight.slots[flight.sampling], result.tokens[flight.token_index]
-        known = table.append(slots, tokens)
-        first = known == table.prompt[slots] + 1
-        if first.any():
-            table.first_token[slots[first]] = result.ready
-        computed = int(flight.rows.sum())
+        table.computed[flight.lineup.slots] = flight.end
+        lineup, before, tokens, complete = flight.chosen(table, result)
+        if self._starting:
+            table.first_token[lineup.slots[before == lineup.prompt]] = result.ready
+            self._starting = not table.first_token[self.running].all()
+        known = table.append(lineup.slots, before, lineup.base, lineup.room, tokens)
         self.counters.computed += computed
-        self.counters.emitted += len(slots)
+        self.counters.emitted += len(tokens)
         if self._observers:
-            self._tell(StepDone(result.step, now, computed, len(flight.slots)))
-        complete = None if result.complete is None else result.complete[flight.token_index]
-        ended = ends(table, slots, tokens, known, complete)
-        return Update(flight.plan, slots, tokens, ended, failed)
+            self._tell(StepDone(result.step, now, computed, len(flight.end)))
+        ended = ends(table, lineup, tokens, known, complete)
+        return Update(flight.plan, lineup.slots, tokens, ended, failed)
 
     def finish(self, slot: int, reason: FinishReason, now: float) -> None:
         """The sequence has its answer: it leaves queue, memory and table."""
@@ -252,29 +257,32 @@ class Scheduler:
             left -= int(rows[i])
         return rows
 
-    def _make_room(self, start: I32, rows: I32, now: float) -> tuple[I32, I32, bool]:
-        """(slots, rows, whether somebody had to yield); these rows have their pages."""
+    def _make_room(self, start: I32, rows: I32, full: bool, now: float) -> tuple[I32, I32, bool]:
+        """(slots, rows, whether somebody had to yield); these rows have their pages.
+
+        ``full`` says that every entry of ``rows`` is above 0.
+        """
         yielded = False
         while True:
-            if not rows.any() and len(rows):
+            if not full and not rows.any() and len(rows):
                 rows[0] = 1
             slots, end = self.running, start + rows
-            missing = self.memory.missing(slots, end)
-            if not rows.all():
-                missing[rows == 0] = 0
-            if int(missing.sum()) <= self.memory.ledger.available:
+            who, missing = self.memory.missing(slots, end)
+            if len(who) and not full:
+                work = rows[who] > 0
+                who, missing = who[work], missing[work]
+            if sum(missing.tolist()) <= self.memory.ledger.available:
                 break
-            yielded = True
-            can_wait = np.flatnonzero((rows > 1) & (missing > 0))
+            yielded, full = True, False
+            can_wait = who[rows[who] > 1]
             if len(can_wait) and can_wait[-1] > 0:
                 rows[can_wait[-1]] = 0
                 continue
             rows = self._yield_one(rows, now)
             start = self.table.computed[self.running]
-        if not rows.all():
-            work = rows > 0
-            slots, rows, end, missing = slots[work], rows[work], end[work], missing[work]
-        self._enter_memory(slots, end, missing, now)
+        self._enter_memory(slots, end, who, missing, now)
+        if not full and not rows.all():
+            slots, rows = slots[rows > 0], rows[rows > 0]
         return slots, rows, yielded
 
     def _yield_one(self, rows: I32, now: float) -> I32:
@@ -302,11 +310,21 @@ class Scheduler:
             self._tell(Preempted(int(table.handle[slot]), now, lost))
         return np.delete(rows, 1 + choice)
 
-    def _enter_memory(self, slots: I32, end: I32, missing: I32, now: float) -> None:
+    def _enter_memory(self, slots: I32, end: I32, who: I64, missing: I32, now: float) -> None:
         """Pages for the tokens up to ``end``; pages that they fill are listed for others at once."""
-        self.memory.grow(slots, missing)
+        if len(who):
+            self.memory.grow(slots[who], missing)
         for i in (end >= self.table.border[slots]).nonzero()[0].tolist():
             self.memory.publish(int(slots[i]), int(end[i]), now)
+
+    def _line_up(self, slots: I32) -> Lineup:
+        """The unchanging columns of ``slots``, kept while the same sequences run."""
+        kept = self._lineup
+        if kept is None or kept.slots is not slots or kept.moves != self.table.tokens.moves:
+            kept = Lineup.of(self.table, slots)
+            if slots is self.running:
+                self._lineup = kept
+        return kept
 
     # Who enters
 
@@ -360,11 +378,12 @@ class Scheduler:
         if table.preemptions[slot] == 0:
             table.admitted[slot] = now
         table.state[slot] = RUNNING
+        self._starting = True
         self._waiting -= 1
         rows = min(int(table.known[slot] - table.computed[slot]), most)
         one = np.array([slot], dtype=np.int32)
         end = table.computed[one] + np.int32(rows)
-        self._enter_memory(one, end, self.memory.missing(one, end), now)
+        self._enter_memory(one, end, *self.memory.missing(one, end), now)
         if self._observers:
             self._tell(Admitted(int(table.handle[slot]), now, cached))
         return rows
