@@ -26,10 +26,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         kv_memory: bytes of the KV pool; None takes what is left after the weights, less a reserve.
         max_model_len: longest sequence; None takes the model's, or what the pool holds if that is less.
         max_num_seqs: most sequences that compute side by side.
-        max_num_batched_tokens: most rows in a step; the default admission's ``rows``.
+        max_num_batched_tokens: most rows in a step, the default admission's ``rows``; None takes what was
+            measured to be best here, else 512.
         page_size: token positions a page.
         prefix_reuse: whether sequences take each other's full pages.
-        order, admission, victim, retention: policies, as ``name:parameter=value`` or objects.
+        layout: how K/V lies in memory: paged, or slots (one fixed stretch a sequence, nothing shared).
+        policy: a published system, for all seams that it answers.
+        order, admission, victim, retention, reuse: policies, as ``name:parameter=value`` or objects; None
+            takes the system's, else the default (``shoal.core.policies.DEFAULTS``).
         seed: of the policies' generator.
         record_margins: keep how close the two best logits were (tests of equality need it).
     """
@@ -42,13 +46,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_memory: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int | None = None
     page_size: int = 16
     prefix_reuse: bool = True
-    order: str | Policy = "fcfs"
+    layout: Literal["auto", "paged", "slots"] = "auto"
+    policy: str | Policy | None = None
+    order: str | Policy | None = None
     admission: str | Policy | None = None
-    victim: str | Policy = "last"
-    retention: str | Policy = "lru"
+    victim: str | Policy | None = None
+    retention: str | Policy | None = None
+    reuse: str | Policy | None = None
     seed: int = 0
     record_margins: bool = False
 
@@ -62,13 +69,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, known.name)
             try:
                 # A policy is checked where it is made.
-                msgspec.convert(value, Any if known.name in SEAMS else known.type)
+                msgspec.convert(value, Any if known.name in (*SEAMS, "policy") else known.type)
             except msgspec.ValidationError as error:
                 names = ", ".join(name for name in get_args(known.type) if isinstance(name, str))
                 remedy = f"valid: {names}" if names else "correct it"
                 raise OperatorError(f"{known.name} is {value!r}: {error}", remedy=remedy) from None
-        least = {"max_num_seqs": 1, "max_num_batched_tokens": 1, "page_size": 1}
-        optional = {"threads": 1, "kv_memory": 1, "max_model_len": 2}
+        least = {"max_num_seqs": 1, "page_size": 1}
+        optional = {"threads": 1, "kv_memory": 1, "max_model_len": 2, "max_num_batched_tokens": 1}
         for name, low in (least | optional).items():
             value = getattr(self, name)
             if value is not None and value < low:

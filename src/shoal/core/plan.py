@@ -22,6 +22,10 @@ SAMPLE = -1
 """In ``target``: choose the token; any other value is a known next token that is only scored."""
 
 
+NO_MOVES: I32 = np.zeros((0, 3), dtype=np.int32)
+NO_MOVES.setflags(write=False)
+
+
 def _freeze(value: Any) -> None:
     for name in value.__slots__:
         array = getattr(value, name)
@@ -44,6 +48,8 @@ class StepPlan:
         first_page, page_count: its page ids are ``pages[first_page : first_page + page_count]``; they
             hold logical indices 0 .. page_count * page_size - 1 and cover every row of the run.
     pages: shape (P,), int32, page ids; what no run names is slack.
+    moves: shape (M, 3), int32: source page, target page, slots to copy (from the page's first on) in every
+        layer, before anything is computed. No page is source and target.
     """
 
     step: int
@@ -57,6 +63,7 @@ class StepPlan:
     first_page: I32
     page_count: I32
     pages: I32
+    moves: I32 = NO_MOVES
 
     def __post_init__(self) -> None:
         _freeze(self)
@@ -78,7 +85,7 @@ class StepPlan:
         return np.flatnonzero(self.emit)
 
     def only(self, run: int) -> StepPlan:
-        """The plan of one run alone."""
+        """The plan of one run alone, its moves done."""
         first, rows = int(self.first_row[run]), int(self.rows[run])
         page, count = int(self.first_page[run]), int(self.page_count[run])
         part, pages, one = slice(first, first + rows), slice(page, page + count), slice(run, run + 1)

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from shoal.core.errors import OperatorError
-from shoal.core.policy import SEAMS, Policy, Range
+from shoal.core.policy import SEAMS, Policy, Range, seams_of
 from shoal.core.registry import Registry
 
 POLICIES: dict[str, dict[str, str]] = {
@@ -20,14 +20,39 @@ POLICIES: dict[str, dict[str, str]] = {
         "shortest": "shoal.schedule.order.shortest:Shortest",
     },
     "admission": {
+        "alternating": "shoal.schedule.admission.alternating:Alternating",
         "chunked": "shoal.schedule.admission.chunked:Chunked",
+        "prefill-first": "shoal.schedule.admission.prefill_first:PrefillFirst",
+        "sarathi-serve": "shoal.schedule.admission.sarathi_serve:SarathiServe",
+        "static": "shoal.schedule.admission.static:Static",
+        "whole-prompt": "shoal.schedule.admission.whole_prompt:WholePrompt",
     },
     "victim": {
         "last": "shoal.schedule.victim.last:Last",
     },
     "retention": {
         "lru": "shoal.memory.retention.lru:LRU",
+        "planned": "shoal.memory.retention.planned:Planned",
     },
+    "reuse": {
+        "arrival": "shoal.reuse.arrival:Arrival",
+        "forest": "shoal.reuse.forest_order:ForestOrder",
+        "sorted": "shoal.reuse.sorted_prompts:SortedPrompts",
+    },
+    "policy": {
+        "batchllm": "shoal.reuse.batchllm:BatchLLM",
+        "flover": "shoal.memory.flover:Flover",
+        "sarathi-serve": "shoal.schedule.admission.sarathi_serve:SarathiServe",
+    },
+}
+"""By seam, and the published systems under ``policy``: each takes every seam that it answers."""
+
+DEFAULTS = {
+    "order": "fcfs",
+    "admission": "sarathi-serve",
+    "victim": "last",
+    "retention": "planned",
+    "reuse": "forest",
 }
 
 ENTRY_POINTS = "shoal.policies"
@@ -40,24 +65,47 @@ def registry(seam: str) -> Registry:
     Raises:
         OperatorError: no such seam, or two packages claim one name.
     """
-    if seam not in SEAMS:
+    if seam not in POLICIES:
         raise OperatorError(f"unknown seam {seam!r}", remedy=f"valid: {', '.join(SEAMS)}")
-    found = Registry(f"{seam} policy", POLICIES[seam])
+    found = Registry("policy" if seam == "policy" else f"{seam} policy", POLICIES[seam])
     for point in entry_points(group=ENTRY_POINTS):
-        if _seam_of(point) == seam:
+        if seam in _homes(point):
             found.add(point.name, point.value)
     return found
 
 
 @cache
-def _seam_of(point: object) -> str:
+def _homes(point: object) -> tuple[str, ...]:
+    """Under which seams an installed policy is listed: its own, or ``policy`` for one with several."""
     try:
         part = point.load()  # type: ignore[attr-defined]
     except Exception as error:
         raise OperatorError(
             f"policy entry point {point} cannot be loaded: {error}", remedy="repair or uninstall that package"
         ) from error
-    return str(getattr(part, "seam", ""))
+    seams = seams_of(part) if isinstance(part, type) else []
+    return tuple(seams) if len(seams) == 1 else ("policy",)
+
+
+def resolve(
+    system: str | Policy | None, chosen: dict[str, str | Policy | None], defaults: dict[str, str]
+) -> dict[str, Policy]:
+    """The policy of every seam: the one chosen for it, else the system's, else the default.
+
+    Raises:
+        OperatorError: as ``make``.
+    """
+    whole = None if system is None else make("policy", system)
+    found: dict[str, Policy] = {}
+    for seam, base in SEAMS.items():
+        named = chosen.get(seam)
+        if named is not None:
+            found[seam] = make(seam, named)
+        elif whole is not None and isinstance(whole, base):
+            found[seam] = whole
+        else:
+            found[seam] = make(seam, defaults[seam])
+    return found
 
 
 def make(seam: str, specification: str | Policy) -> Policy:
@@ -67,8 +115,10 @@ def make(seam: str, specification: str | Policy) -> Policy:
         OperatorError: unknown seam, name or parameter, or a value outside its range.
     """
     if isinstance(specification, Policy):
-        if specification.seam != seam:
-            raise OperatorError(f"{specification!r} answers {specification.seam!r}, not {seam!r}")
+        if seam != "policy" and not isinstance(specification, SEAMS[seam]):
+            raise OperatorError(
+                f"{specification!r} answers {', '.join(seams_of(type(specification)))}, not {seam}"
+            )
         return specification
     if not isinstance(specification, str):
         raise OperatorError(f"{seam} is {specification!r}", remedy="give a policy, or its name")
@@ -80,7 +130,7 @@ def make(seam: str, specification: str | Policy) -> Policy:
         key, equals, text = part.partition("=")
         if key not in known or not equals:
             raise OperatorError(
-                f"{seam} policy {name!r} has no parameter {key!r}" if equals else f"cannot read {part!r}",
+                f"{registry(seam).what} {name!r} has no parameter {key!r}" if equals else f"cannot read {part!r}",
                 remedy=f"valid: {', '.join(known) or 'none'}; write {name}:parameter=value",
             )
         values[key] = _value(f"{seam} {name}: {key}", known[key], text)

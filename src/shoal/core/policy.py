@@ -7,7 +7,10 @@ only place where its own state changes), and asked through the one method of its
     order      who is next?                                     a sort key per sequence
     admission  how many rows in this step, may this one enter?  integers, yes or no
     victim     memory is full: who yields?                      one of the candidates
-    retention  which idle cached page goes first?               a sort key per page
+    retention  which idle cached page goes first?               a worth per page
+    reuse      what of a whole job is computed once, and when?  an order of its rows, prefixes to share
+
+A system that answers several seams is one class with several of these bases.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from shoal.core.cost import Cost
 from shoal.core.events import Event
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,8 @@ class PageView:
     """Columns over m cached pages that nobody holds any more, each of shape (m,), read-only.
 
     depth: int32, tokens from the start of the prompt to the page's end. last_used: float64, seconds.
-    uses: int32, how often a sequence took the page from the cache.
+    uses: int32, how often a sequence took the page from the cache. wanted: int32, requests still to come
+    that begin with the page by a job's plan.
     """
 
     now: float
@@ -92,6 +98,7 @@ class PageView:
     depth: I32
     last_used: F64
     uses: I32
+    wanted: I32
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +113,70 @@ class Load:
     backlog: int
     """Rows that the other running sequences still have to compute."""
     free_pages: int
-    """Pages free or idle in the cache."""
+    """Pages free, or idle in the cache and not pinned."""
     total_pages: int
+    entered: int = 0
+    """Of the running ones, how many entered in this very step."""
+    growth: int = 0
+    """Pages that the running ones may still come to need. Known where ``enters`` is asked."""
+
+
+class Newcomer(NamedTuple):
+    """A waiting sequence that may enter. ``pages``: what its known tokens need beside what the cache holds;
+    ``growth``: what the tokens it may still produce need beyond that."""
+
+    handle: int
+    prompt: int
+    known: int
+    limit: int
+    pages: int
+    growth: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForestView:
+    """The prefixes that m rows of a job have in common: k nodes, each a stretch of whole pages after its
+    parent, read or written by at least two requests. Read-only.
+
+    Columns of rows, in the order of the job: length: int32, prompt tokens. answer: int32, tokens expected in
+    the answer. copies: int32, requests that the row makes (``n``). readable: int32, tokens that it can take
+    from a cache at most (whole pages; its last token is always computed). node: int32, the deepest node that
+    it begins with, -1 for none.
+
+    Columns of nodes, parents before children: parent: int32, -1 for none. depth: int32, tokens from the
+    start of the prompt to the node's end.
+    """
+
+    page_size: int
+    length: I32
+    answer: I32
+    copies: I32
+    readable: I32
+    node: I32
+    parent: I32
+    depth: I32
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """What of a job is shared, and when its rows run.
+
+    order: (m,), int64, row numbers, first to run first. opened: (k,), bool, nodes whose K/V rows share.
+    nested: rows share all opened nodes that they begin with; otherwise the deepest one alone, and nothing
+    between two groups.
+    """
+
+    order: I64
+    opened: Bools
+    nested: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Most rows in this step; most rows of sequences with one row to do; most rows for any one sequence."""
+    """Most rows in this step; most rows of sequences with one row to do; most rows for any one sequence.
+
+    A step is never empty: where nobody else can run, those held back by ``singles`` do.
+    """
 
     rows: int
     singles: int
@@ -120,14 +184,14 @@ class Budget:
 
 
 class Policy:
-    """What every policy has beside the one answer of its seam."""
+    """What every policy has beside the answers of its seams."""
 
-    seam: ClassVar[str] = ""
     dynamic: ClassVar[bool] = False
     """Whether answers change with time; static keys are asked once and kept."""
 
-    def bind(self, rng: np.random.Generator) -> None:
-        """Called once before the first question, with the engine's seeded generator."""
+    def bind(self, cost: Cost | None, rng: np.random.Generator) -> None:
+        """Called once before the first question, with what steps cost here (None where that was not
+        measured) and the engine's seeded generator."""
 
     def observe(self, event: Event) -> None:
         """Take note of what happened. The only place where a policy changes its own state."""
@@ -154,8 +218,6 @@ class Policy:
 class Order(Policy):
     """Who is next? Lower keys go first; ties go to who arrived first."""
 
-    seam = "order"
-
     def key(self, sequence: Sequence) -> Any:
         raise NotImplementedError(f"{type(self).__name__} answers neither key nor keys")
 
@@ -167,20 +229,17 @@ class Order(Policy):
 class Admission(Policy):
     """How many rows, in what portions, and may this newcomer enter?"""
 
-    seam = "admission"
-
     def budget(self, load: Load) -> Budget:
         raise NotImplementedError
 
-    def enters(self, load: Load, newcomer: Sequence) -> bool:
-        """Memory is the mechanism's business; this is about wanting to."""
+    def enters(self, load: Load, newcomer: Newcomer) -> bool:
+        """That the newcomer's known tokens fit is the mechanism's business; this is about wanting to. After
+        a no nobody else enters in this step. Not asked when nobody runs."""
         return True
 
 
 class Victim(Policy):
     """Memory is full: who yields?"""
-
-    seam = "victim"
 
     def choose(self, candidates: SequenceView) -> int:
         """An index into ``candidates``, which stand in running order (first is next)."""
@@ -188,12 +247,18 @@ class Victim(Policy):
 
 
 class Retention(Policy):
-    """Which idle cached page goes first? Lower keys go first; a page never outlives its children."""
+    """Which idle cached page goes first? A page never outlives its children."""
 
-    seam = "retention"
+    def worth(self, view: PageView) -> F64:
+        """A number per page, shape (m,), float64, asked when pages become idle: lower ones go first. Minus
+        infinity is let go at once; infinity pins the page until nothing else could run."""
+        raise NotImplementedError
 
-    def keys(self, view: PageView) -> F64:
-        """A key per page, shape (m,), float64, asked when pages become idle."""
+
+class Reuse(Policy):
+    """What of a whole job is computed once for all, and in which order do its rows run?"""
+
+    def plan(self, forest: ForestView) -> Grouping:
         raise NotImplementedError
 
 
@@ -202,4 +267,10 @@ SEAMS: dict[str, type[Policy]] = {
     "admission": Admission,
     "victim": Victim,
     "retention": Retention,
+    "reuse": Reuse,
 }
+
+
+def seams_of(kind: type[Policy]) -> list[str]:
+    """The seams that a class of policies answers."""
+    return [seam for seam, base in SEAMS.items() if issubclass(kind, base)]

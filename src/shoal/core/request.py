@@ -107,6 +107,20 @@ def _number(value: Any) -> Any:
     raise TypeError(f"a value is {type(value).__name__}")
 
 
+class SharedPrefix(msgspec.Struct, frozen=True):
+    """A beginning that a plan knows several requests to have in common.
+
+    Attributes:
+        node: its number in the plan.
+        tokens: its length, a multiple of the page size.
+        members: requests of the plan that begin with it.
+    """
+
+    node: int
+    tokens: int
+    members: int
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to compute. Never changes.
 
@@ -116,6 +130,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         params: sampling; ``params.n`` is 1 here, callers fan out (see ``fan_out``).
         seed: resolved seed of the sampling noise, 0 <= seed < 2**64.
         end_ids: the model's end-of-sequence ids, honoured unless ``params.ignore_eos``.
+        domain: who may share: K/V is taken from, and offered to, requests of the same domain only.
+        shared: most tokens of it whose K/V is shared; None is no limit.
+        path: planned prefixes that it begins with, shortest first; what they hold is kept for those to come.
     """
 
     id: str
@@ -123,6 +140,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     seed: int = 0
     end_ids: tuple[int, ...] = ()
+    domain: int = 0
+    shared: int | None = None
+    path: tuple[SharedPrefix, ...] = ()
 
 
 class FinishReason(enum.StrEnum):

@@ -8,5 +8,5 @@ from shoal.core.policy import F64, PageView, Retention
 class LRU(Retention):
     """The page that was read longest ago goes first (ties: the deepest)."""
 
-    def keys(self, view: PageView) -> F64:
+    def worth(self, view: PageView) -> F64:
         return view.last_used
