@@ -9,15 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from shoal.core.config import NULL_MODEL, EngineConfig
+from shoal.core.cost import Cost
 from shoal.core.errors import OperatorError
 from shoal.core.executor import Executor
-from shoal.core.policies import make
-from shoal.core.policy import Admission, Order, Retention, Victim
+from shoal.core.policies import DEFAULTS, make, resolve
+from shoal.core.policy import SEAMS, Admission, Order, Policy, Retention, Reuse, Victim
 from shoal.core.table import SequenceTable
 from shoal.engine import machine
 from shoal.engine.engine import Engine
@@ -45,6 +46,7 @@ class Prepared:
         threads: compute threads.
         pages: pages of the KV pool.
         choices: what was chosen and why, one short phrase each.
+        cost: what steps were measured to cost here, None where that was not done yet.
     """
 
     config: EngineConfig
@@ -54,11 +56,31 @@ class Prepared:
     threads: int
     pages: int
     choices: tuple[str, ...]
+    cost: Cost | None = None
 
     @property
     def description(self) -> str:
         """The choices in one line."""
         return " · ".join(self.choices)
+
+    @property
+    def reuse(self) -> Reuse:
+        """The policy that plans whole jobs; the engine itself never asks it."""
+        return policies(self.config).reuse
+
+
+class Policies(NamedTuple):
+    """One policy for each seam; a system stands for several, as one object."""
+
+    order: Order
+    admission: Admission
+    victim: Victim
+    retention: Retention
+    reuse: Reuse
+
+    def distinct(self) -> list[Policy]:
+        """Each object once, in order of the seams."""
+        return list({id(policy): policy for policy in self}.values())
 
 
 def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
@@ -114,46 +136,60 @@ def start(prepared: Prepared, progress: Progress | None = None) -> Engine:
         from shoal.engine.tensors.start import model_executor
 
         executor = model_executor(prepared, progress)
-    return assemble(config, executor, prepared.model)
+    return assemble(config, executor, prepared.model, prepared.cost)
 
 
-def assemble(config: EngineConfig, executor: Executor, model: TextModel) -> Engine:
-    """An engine around an executor: table, memory, policies, scheduler."""
+def assemble(config: EngineConfig, executor: Executor, model: TextModel, cost: Cost | None = None) -> Engine:
+    """An engine around an executor: table, memory, policies, scheduler.
+
+    Args:
+        cost: what policies are told about the seconds of a step.
+    """
     table = SequenceTable()
-    order, admission, victim, retention = policies(config)
+    chosen = policies(config)
     rng = np.random.default_rng(config.seed)
-    for policy in (order, admission, victim, retention):
-        policy.bind(rng)
-    memory = KVMemory(table, executor.pages, executor.page_size, retention, config.prefix_reuse)
+    for policy in chosen.distinct():
+        policy.bind(cost, rng)
+    memory = KVMemory(table, executor.pages, executor.page_size, chosen.retention, config.prefix_reuse)
     scheduler = Scheduler(
         table,
         memory,
-        order,
-        admission,
-        victim,
+        chosen.order,
+        chosen.admission,
+        chosen.victim,
         max_running=config.max_num_seqs,
         max_length=model.max_model_len,
     )
     return Engine(table, memory, scheduler, executor, model)
 
 
-def policies(config: EngineConfig) -> tuple[Order, Admission, Victim, Retention]:
-    """The four policies of a configuration, not yet bound; the default admission takes its row budget
-    from ``max_num_batched_tokens``."""
-    admission = config.admission or f"chunked:rows={config.max_num_batched_tokens}"
-    return (
-        cast(Order, make("order", config.order)),
-        cast(Admission, make("admission", admission)),
-        cast(Victim, make("victim", config.victim)),
-        cast(Retention, make("retention", config.retention)),
-    )
+def policies(config: EngineConfig) -> Policies:
+    """The policies of a configuration, not yet bound. The default admission takes its rows from
+    ``max_num_batched_tokens`` where that is given.
+
+    Raises:
+        OperatorError: unknown name or parameter, or a value outside its range.
+    """
+    chosen = {seam: cast(str | Policy | None, getattr(config, seam)) for seam in SEAMS}
+    system = None if config.policy is None else make("policy", config.policy)
+    defaults = dict(DEFAULTS)
+    if config.max_num_batched_tokens is not None:
+        defaults["admission"] += f":rows={config.max_num_batched_tokens}"
+    return Policies(**resolve(system, chosen, defaults))  # type: ignore[arg-type]
 
 
 def policy_line(config: EngineConfig) -> str:
-    """The policies in force, for people."""
-    names = (f"{policy.seam} {policy!r}" for policy in policies(config))
-    reuse = "" if config.prefix_reuse else ", prefix reuse off"
-    return ", ".join(names) + reuse
+    """The policies in force, for people: the system by name, then who answers which seams."""
+    chosen = policies(config)
+    parts = [] if config.policy is None else [f"system {_name(config.policy)}"]
+    for policy in chosen.distinct():
+        seams = [seam for seam, answering in chosen._asdict().items() if answering is policy]
+        parts.append(f"{' + '.join(seams)} {policy!r}")
+    return ", ".join(parts) + ("" if config.prefix_reuse else ", prefix reuse off")
+
+
+def _name(system: str | Policy) -> str:
+    return system.partition(":")[0] if isinstance(system, str) else type(system).__name__
 
 
 def _prepare_null(config: EngineConfig) -> Prepared:
