@@ -52,7 +52,7 @@ def null_engine(
         }.items()
     }
     for policy in parts.values():
-        policy.bind(np.random.default_rng(seed))
+        policy.bind(None, np.random.default_rng(seed))
     memory = KVMemory(table, pages, page_size, parts["retention"], reuse)
     scheduler = Scheduler(
         table,

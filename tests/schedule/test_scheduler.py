@@ -191,7 +191,7 @@ def test_somebody_gets_on_when_those_with_rows_had_to_yield():
     class Whim(Admission):
         """Rows for whoever, chunks of any size."""
 
-        def bind(self, rng):
+        def bind(self, cost, rng):
             self.rng = rng
 
         def budget(self, load):

@@ -63,7 +63,7 @@ class StepPlan:
     first_page: I32
     page_count: I32
     pages: I32
-    moves: I32 = NO_MOVES
+    moves: I32 = field(default_factory=lambda: NO_MOVES)
 
     def __post_init__(self) -> None:
         _freeze(self)

@@ -130,7 +130,9 @@ def make(seam: str, specification: str | Policy) -> Policy:
         key, equals, text = part.partition("=")
         if key not in known or not equals:
             raise OperatorError(
-                f"{registry(seam).what} {name!r} has no parameter {key!r}" if equals else f"cannot read {part!r}",
+                f"{registry(seam).what} {name!r} has no parameter {key!r}"
+                if equals
+                else f"cannot read {part!r}",
                 remedy=f"valid: {', '.join(known) or 'none'}; write {name}:parameter=value",
             )
         values[key] = _value(f"{seam} {name}: {key}", known[key], text)

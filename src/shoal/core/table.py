@@ -34,6 +34,7 @@ _COLUMNS: dict[str, Any] = {
     "pages": np.int32,
     "border": np.int32,
     "node": np.int32,
+    "shared": np.int32,
     "skipped": np.int32,
     "cached": np.int32,
     "adopted": np.int32,
@@ -54,7 +55,8 @@ class SequenceTable:
     floor: no end is honoured before ``known`` reaches this. emit: what the last row emits (core.plan).
     scores_prompt: the prompt's own tokens are scored too. key: the order policy's sort key.
     pages: entries of its page table in use. border: computed tokens at which its next page goes into the
-    prefix index, below page ``node`` (-1 at the root); ``NEVER`` once it no longer lists pages.
+    prefix index, below page ``node`` (negative at the root of its domain); ``NEVER`` once it no longer lists
+    pages. shared: most tokens that it takes from that index or lists there.
     skipped: newcomers that passed it in the queue. adopted: tokens taken from the prefix cache. dropped:
     computed tokens given up by preemption. lost: of these, not found in the cache again. cached: adopted
     ones beside those found again. room: ids its stretch of ``ids`` holds.
@@ -74,6 +76,7 @@ class SequenceTable:
     pages: npt.NDArray[np.int32]
     border: npt.NDArray[np.int32]
     node: npt.NDArray[np.int32]
+    shared: npt.NDArray[np.int32]
     skipped: npt.NDArray[np.int32]
     cached: npt.NDArray[np.int32]
     adopted: npt.NDArray[np.int32]
@@ -117,7 +120,6 @@ class SequenceTable:
         self.prompt[slot] = self.known[slot] = length
         self.limit[slot] = limit
         self.floor[slot] = length + request.params.min_tokens
-        self.node[slot] = -1
         self.arrived[slot] = now
         self.base[slot], self.room[slot] = self.tokens.take(length + 1)
         self.tokens.ids[self.base[slot] : self.base[slot] + length] = request.prompt

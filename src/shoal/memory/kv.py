@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from shoal.core.plan import I32, I64
+from shoal.core.plan import I32, I64, NO_MOVES
 from shoal.core.policy import Retention
+from shoal.core.request import SharedPrefix
 from shoal.core.table import SequenceTable
+from shoal.memory.expected import node_at
 from shoal.memory.ledger import Ledger
 from shoal.memory.prefix import ROOT, PrefixIndex
 
@@ -19,7 +21,8 @@ NEVER = 2**31 - 1
 class KVMemory:
     """Pages for sequences. Asks the retention policy which cached page goes, and does the rest itself.
 
-    The table's columns ``pages``, ``border`` and ``node`` belong to this class; no other writes them.
+    The table's columns ``pages``, ``border``, ``node`` and ``shared`` belong to this class; no other writes
+    them.
 
     Args:
         table: the engine's sequences.
@@ -34,10 +37,16 @@ class KVMemory:
         self.table = table
         self.page_size = page_size
         self.reuse = reuse
+        self.retention = retention
         self.ledger = Ledger(pages)
         self.prefix = PrefixIndex(self.ledger, page_size, retention)
         self.page_table = np.zeros((0, 8), dtype=np.int32)
         self._fresh: list[int] = []
+
+    @property
+    def available(self) -> int:
+        """Pages that can be had without breaking a pin."""
+        return self.ledger.available - self.prefix.pinned
 
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` slots take."""
@@ -45,13 +54,54 @@ class KVMemory:
 
     def open(self, slot: int) -> None:
         """A new sequence, which holds nothing yet."""
-        self.table.border[slot] = self.page_size if self.reuse else NEVER
-        self.table.node[slot] = ROOT
+        self._begin(slot)
+        if self.reuse:
+            self.prefix.expected.announce(self._path(slot))
         rows, columns = self.page_table.shape
         if slot >= rows:
             longer = np.zeros((len(self.table.requests), columns), dtype=np.int32)
             longer[:rows] = self.page_table
             self.page_table = longer
+
+    def _begin(self, slot: int) -> None:
+        request, table = self.table.request(slot), self.table
+        shared = NEVER if request.shared is None else request.shared
+        table.shared[slot] = shared
+        table.border[slot] = self.page_size if self.reuse and shared >= self.page_size else NEVER
+        table.node[slot] = ROOT - request.domain
+
+    def _path(self, slot: int) -> tuple[SharedPrefix, ...]:
+        return self.table.request(slot).path
+
+    def enter(self, slot: int) -> None:
+        """A waiting sequence is let in: what its plan kept for it needs no longer be kept for it."""
+        if self.reuse and (path := self._path(slot)):
+            self.prefix.expected.enter(path)
+
+    def forgo(self, slot: int, now: float) -> None:
+        """A waiting sequence will never be let in: what was kept for it alone is kept no longer."""
+        if not self.reuse or not (path := self._path(slot)):
+            return
+        over = self.prefix.expected.enter(path)
+        idle = np.isin(self.prefix.group, over) & self.ledger.listed & (self.ledger.count == 0)
+        pages = np.flatnonzero(idle).astype(np.int32)
+        if len(pages):
+            self.prefix.judge(pages[np.argsort(self.prefix.depth[pages], kind="stable")], now)
+
+    def give_way(self, slot: int, now: float) -> None:
+        """A running sequence gives everything back and will come again."""
+        if self.reuse:
+            self.prefix.expected.leave(self._path(slot))
+        self.release(slot, now)
+
+    def break_pins(self, n: int) -> None:
+        """``n`` pages more than are available become free, in the order in which pins break."""
+        self.prefix.evict(self.ledger.cached - self.prefix.pinned + n)
+
+    def moves(self) -> I32:
+        """Copies that must be made before this step is computed, as in ``StepPlan.moves``; pages stay where
+        they are."""
+        return NO_MOVES
 
     def missing(self, slots: I32, tokens: I32) -> tuple[I64, I32]:
         """Which of ``slots`` lack pages to hold ``tokens`` slots (indices, ascending), and how many."""
@@ -71,14 +121,16 @@ class KVMemory:
         start = int(table.computed[slot])
         if table.border[slot] == NEVER or start % self.page_size or table.scores_prompt[slot]:
             return []
-        full = (int(table.known[slot]) - 1 - start) // self.page_size
+        full = (min(int(table.known[slot]) - 1, int(table.shared[slot])) - start) // self.page_size
         if full <= 0:
             return []
         return self.prefix.match(int(table.node[slot]), table.ids(slot, start, start + full * self.page_size))
 
     def idle_among(self, pages: list[int]) -> int:
-        """How many of these listed pages nobody holds: taking them makes fewer available."""
-        return int(np.count_nonzero(self.ledger.count[pages] == 0)) if pages else 0
+        """How many of these listed pages are available: taking them makes fewer available."""
+        if not pages:
+            return 0
+        return int(np.count_nonzero((self.ledger.count[pages] == 0) & ~self.prefix.stays(pages)))
 
     def adopt(self, slot: int, pages: list[int], now: float) -> int:
         """Append listed pages to a sequence's table; returns the tokens that need no computing."""
@@ -91,8 +143,11 @@ class KVMemory:
         self._widen(first + len(pages))
         self.page_table[slot, first : first + len(pages)] = found
         table.pages[slot] = first + len(pages)
-        table.border[slot] = (first + len(pages) + 1) * self.page_size
+        table.border[slot] = self._border(slot, first + len(pages))
         table.node[slot] = pages[-1]
+        if path := self._path(slot):
+            ends = range(first + 1, first + len(pages) + 1)
+            self.prefix.group[found] = [node_at(path, end * self.page_size) for end in ends]
         tokens = len(pages) * self.page_size
         table.computed[slot] += tokens
         table.adopted[slot] += tokens
@@ -123,15 +178,23 @@ class KVMemory:
         """
         table, size = self.table, self.page_size
         node = int(table.node[slot])
-        first, full = int(table.border[slot]) // size - 1, tokens // size
+        first, full = int(table.border[slot]) // size - 1, min(tokens, int(table.shared[slot])) // size
+        path = self._path(slot)
         text = table.ids(slot, first * size, full * size).tobytes()
         for i, page in enumerate(self.page_table[slot, first:full].tolist()):
             if not self.prefix.publish(node, text[4 * size * i : 4 * size * (i + 1)], page, now):
                 table.border[slot] = NEVER
                 return
             self._fresh.append(page)
+            if path:
+                self.prefix.group[page] = node_at(path, (first + i + 1) * size)
             table.node[slot] = node = page
-        table.border[slot] = (full + 1) * size
+        table.border[slot] = self._border(slot, full)
+
+    def _border(self, slot: int, listed: int) -> int:
+        """Where the next page after ``listed`` ones would be full, or NEVER if it is not to be shared."""
+        border = (listed + 1) * self.page_size
+        return border if border <= self.table.shared[slot] else NEVER
 
     def release(self, slot: int, now: float) -> None:
         """Give back everything ``slot`` holds; its listed pages stay in the cache."""
@@ -140,7 +203,7 @@ class KVMemory:
             return
         pages = self.page_table[slot, : table.pages[slot]]
         table.pages[slot] = table.computed[slot] = 0
-        self.open(slot)
+        self._begin(slot)
         idle = self.ledger.drop(pages)
         if len(idle):
             self.prefix.idle(idle, now)
@@ -156,7 +219,8 @@ class KVMemory:
         from in the same step does.
         """
         for page in reversed(self._fresh):
-            if self.ledger.count[page] == 0 and self.prefix.children[page] == 0:
+            idle = self.ledger.listed[page] and self.ledger.count[page] == 0
+            if idle and self.prefix.children[page] == 0:
                 self.prefix.forget(page)
         self._fresh.clear()
 
@@ -189,7 +253,8 @@ class KVMemory:
             if table.border[slot] != NEVER:
                 listed = table.border[slot] // self.page_size - 1
                 assert np.all(self.ledger.listed[pages[:listed]])
-                assert table.node[slot] == (pages[listed - 1] if listed else ROOT)
+                own = ROOT - table.request(int(slot)).domain
+                assert table.node[slot] == (pages[listed - 1] if listed else own)
             counted[pages] += 1
         assert np.array_equal(counted, self.ledger.count), "a page's count is its holders"
 

@@ -135,6 +135,7 @@ def take_off(
         first_page=first_page,
         page_count=page_count,
         pages=pages,
+        moves=memory.moves(),
     )
     return Flight(plan, lineup, end, sampling, token_index)
 

@@ -7,14 +7,14 @@ Policies answer who is next, how much, and who yields; budgets, queues and pages
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shoal.core.errors import CallerError, InternalError
 from shoal.core.events import Admitted, Arrived, Ended, Event, Preempted, StepDone
 from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, I64, StepPlan, StepResult
-from shoal.core.policy import Admission, Budget, Load, Order, Policy, Sequence, SequenceView, Victim
+from shoal.core.policy import Admission, Budget, Load, Newcomer, Order, Policy, SequenceView, Victim
 from shoal.core.request import FinishReason, Request
 from shoal.core.table import RUNNING, WAITING, SequenceTable
 from shoal.memory.kv import KVMemory
@@ -28,10 +28,12 @@ LOOK_AHEAD = 8
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start, in tokens unless said otherwise."""
+    """Totals since the start, in tokens unless said otherwise. generated: of the computed ones, those that
+    came after a prompt; those computed again after a preemption count again."""
 
     steps: int = 0
     computed: int = 0
+    generated: int = 0
     emitted: int = 0
     cached: int = 0
     preemptions: int = 0
@@ -88,8 +90,10 @@ class Scheduler:
         self._lineup: Lineup | None = None
         self._starting = False
         self._asks_entry = type(admission).enters is not Admission.enters
-        policies: tuple[Policy, ...] = (order, admission, victim, memory.prefix.retention)
-        self._observers = [p for p in policies if type(p).observe is not Policy.observe]
+        policies: tuple[Policy, ...] = (order, admission, victim, memory.retention)
+        # One system may stand behind several seams.
+        distinct = {id(policy): policy for policy in policies}.values()
+        self._observers = [p for p in distinct if type(p).observe is not Policy.observe]
 
     @property
     def waiting(self) -> int:
@@ -143,10 +147,15 @@ class Scheduler:
         slots, rows, yielded = self._make_room(start, rows, even, now)
         if self._waiting and not yielded:
             slots, rows = self._admit(slots, rows, budget, load, now)
+        if not len(slots) and len(self.running):
+            # Held back in favour of newcomers that do not fit.
+            todo = self.table.known[self.running] - self.table.computed[self.running]
+            rows = self._share(todo, Budget(max(budget.rows, len(todo)), len(todo), budget.chunk), now)
+            slots, rows, _ = self._make_room(self.table.computed[self.running], rows, False, now)
         if not len(slots):
             raise InternalError(
                 f"nothing can run: {len(self.running)} running, {self._waiting} waiting, "
-                f"{self.memory.ledger.available} pages available",
+                f"{self.memory.available} pages available",
                 remedy="report this with the job",
             )
         self.counters.steps += 1
@@ -174,6 +183,8 @@ class Scheduler:
             computed -= int(flight.plan.rows[list(result.failures)].sum())
         else:
             self.memory.confirm()
+        told = np.maximum(table.computed[flight.lineup.slots], flight.lineup.prompt)
+        self.counters.generated += int(np.maximum(flight.end - told, 0).sum())
         table.computed[flight.lineup.slots] = flight.end
         lineup, before, tokens, complete = flight.chosen(table, result)
         if self._starting:
@@ -196,6 +207,7 @@ class Scheduler:
             self._waiting -= 1
             if slot in self._new:
                 self._new.remove(slot)
+            self.memory.forgo(slot, now)
         self.memory.release(slot, now)
         if self._observers:
             output = int(table.known[slot] - table.prompt[slot])
@@ -264,19 +276,23 @@ class Scheduler:
         """
         yielded = False
         while True:
-            if not full and not rows.any() and len(rows):
+            if yielded and not rows.any():
                 rows[0] = 1
             slots, end = self.running, start + rows
             who, missing = self.memory.missing(slots, end)
             if len(who) and not full:
                 work = rows[who] > 0
                 who, missing = who[work], missing[work]
-            if sum(missing.tolist()) <= self.memory.ledger.available:
+            short = sum(missing.tolist()) - self.memory.available
+            if short <= 0:
                 break
             yielded, full = True, False
             can_wait = who[rows[who] > 1]
             if len(can_wait) and can_wait[-1] > 0:
                 rows[can_wait[-1]] = 0
+                continue
+            if len(slots) == 1:
+                self.memory.break_pins(short)
                 continue
             rows = self._yield_one(rows, now)
             start = self.table.computed[self.running]
@@ -287,8 +303,6 @@ class Scheduler:
 
     def _yield_one(self, rows: I32, now: float) -> I32:
         """Preempt one sequence, never the first in order: so somebody always gets on."""
-        if len(self.running) < 2:
-            raise InternalError("one sequence alone does not fit the pages")
         view = self._view(self.running[1:], now)
         choice = self.victim.choose(view)
         if not 0 <= choice < len(view):
@@ -301,7 +315,7 @@ class Scheduler:
         table.lost[slot] += lost
         self.counters.preemptions += 1
         self.counters.lost += lost
-        self.memory.release(slot, now)
+        self.memory.give_way(slot, now)
         table.state[slot] = WAITING
         heapq.heappush(self._queue, self._entry(slot))
         self._waiting += 1
@@ -331,6 +345,7 @@ class Scheduler:
     def _admit(self, slots: I32, rows: I32, budget: Budget, load: Load, now: float) -> tuple[I32, I32]:
         """Let newcomers in, in order, while rows, places and pages last."""
         left = budget.rows - int(rows.sum())
+        growth = self._growth() if self._asks_entry else 0
         entered: list[int] = []
         granted: list[int] = []
         passed: list[tuple[float, int, int]] = []
@@ -339,16 +354,25 @@ class Scheduler:
             _, handle, slot = entry
             if not self._is_waiting(slot, handle):
                 continue
-            alone = not len(slots) and not entered
-            if self._asks_entry and not alone and not self.admission.enters(load, self._view_one(slot, now)):
-                passed.append(entry)
-                break
+            company = len(self.running) + len(entered)
             hits = self.memory.find(slot)
-            if not self._fits(slot, hits, len(self.running) + len(entered)):
+            if company and self._asks_entry:
+                newcomer = self._newcomer(slot, hits)
+                at_hand = self._now_running(load, len(entered), growth)
+                if not self.admission.enters(at_hand, newcomer):
+                    passed.append(entry)
+                    break
+            short = self._short(slot, hits, company)
+            if short > 0 and not company:
+                self.memory.break_pins(short)
+                hits = self.memory.find(slot)
+                short = self._short(slot, hits, company)
+            if short > 0:
                 passed.append(entry)
                 if len(passed) >= LOOK_AHEAD or self.table.skipped[slot] >= PATIENCE:
                     break
                 continue
+            growth += self._growth_of(slot)
             for _, _, other in passed:
                 self.table.skipped[other] += 1
             count = self._enter(slot, hits, min(left, budget.chunk), now)
@@ -365,15 +389,50 @@ class Scheduler:
             np.concatenate([rows, np.array(granted, dtype=np.int32)]),
         )
 
-    def _fits(self, slot: int, hits: list[int], company: int) -> bool:
-        """Room for all its known tokens, and a page for each one running, which will soon want it."""
+    def _short(self, slot: int, hits: list[int], company: int) -> int:
+        """Pages that lack for all its known tokens and one for each sequence running, which will soon want
+        it; 0 or less if it fits."""
         need = self.memory.pages_for(int(self.table.known[slot])) - len(hits)
-        room = self.memory.ledger.available - self.memory.idle_among(hits)
-        return need + company <= room
+        room = self.memory.available - self.memory.idle_among(hits)
+        return need + company - room
+
+    def _newcomer(self, slot: int, hits: list[int]) -> Newcomer:
+        table, pages_for = self.table, self.memory.pages_for
+        known = int(table.known[slot])
+        return Newcomer(
+            handle=int(table.handle[slot]),
+            prompt=int(table.prompt[slot]),
+            known=known,
+            limit=int(table.limit[slot]),
+            pages=pages_for(known) - len(hits) + self.memory.idle_among(hits),
+            growth=self._growth_of(slot),
+        )
+
+    def _growth_of(self, slot: int) -> int:
+        """Pages that a waiting sequence's answer may need beside those of its known tokens."""
+        table, pages_for = self.table, self.memory.pages_for
+        return pages_for(int(table.limit[slot])) - pages_for(int(table.known[slot]))
+
+    def _growth(self) -> int:
+        """Pages that the running sequences may still come to need."""
+        limit = -(-self.table.limit[self.running] // self.memory.page_size)
+        return int((limit - self.table.pages[self.running]).sum())
+
+    def _now_running(self, load: Load, entered: int, growth: int) -> Load:
+        """The load after ``entered`` newcomers of this step."""
+        return replace(
+            load,
+            running=len(self.running) + entered,
+            waiting=self._waiting,
+            free_pages=self.memory.available,
+            entered=entered,
+            growth=growth,
+        )
 
     def _enter(self, slot: int, hits: list[int], most: int, now: float) -> int:
         """Move one waiting sequence in; returns the rows it gets in this step."""
         table = self.table
+        self.memory.enter(slot)
         cached = self._adopt(slot, hits, now)
         if table.preemptions[slot] == 0:
             table.admitted[slot] = now
@@ -413,7 +472,7 @@ class Scheduler:
             waiting=self._waiting,
             singles=singles,
             backlog=int(todo.sum()) - singles if singles < len(todo) else 0,
-            free_pages=self.memory.ledger.available,
+            free_pages=self.memory.available,
             total_pages=self.memory.ledger.total,
         )
 
@@ -429,9 +488,6 @@ class Scheduler:
             limit=table.limit[slots],
             preemptions=table.preemptions[slots],
         )
-
-    def _view_one(self, slot: int, now: float) -> Sequence:
-        return self._view(np.array([slot], dtype=np.int32), now)[0]
 
     def _tell(self, event: Event) -> None:
         for policy in self._observers:
