@@ -119,6 +119,8 @@ class Load:
     """Of the running ones, how many entered in this very step."""
     growth: int = 0
     """Pages that the running ones may still come to need. Known where ``enters`` is asked."""
+    granted: int = 0
+    """Rows given away in this step so far. Known where ``enters`` is asked."""
 
 
 class Newcomer(NamedTuple):

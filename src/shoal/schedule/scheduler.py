@@ -207,7 +207,7 @@ class Scheduler:
             self._waiting -= 1
             if slot in self._new:
                 self._new.remove(slot)
-            self.memory.forgo(slot, now)
+            self.memory.came(slot, now)
         self.memory.release(slot, now)
         if self._observers:
             output = int(table.known[slot] - table.prompt[slot])
@@ -358,7 +358,7 @@ class Scheduler:
             hits = self.memory.find(slot)
             if company and self._asks_entry:
                 newcomer = self._newcomer(slot, hits)
-                at_hand = self._now_running(load, len(entered), growth)
+                at_hand = self._now_running(load, len(entered), growth, budget.rows - left)
                 if not self.admission.enters(at_hand, newcomer):
                     passed.append(entry)
                     break
@@ -418,8 +418,8 @@ class Scheduler:
         limit = -(-self.table.limit[self.running] // self.memory.page_size)
         return int((limit - self.table.pages[self.running]).sum())
 
-    def _now_running(self, load: Load, entered: int, growth: int) -> Load:
-        """The load after ``entered`` newcomers of this step."""
+    def _now_running(self, load: Load, entered: int, growth: int, granted: int) -> Load:
+        """The load after ``entered`` newcomers and ``granted`` rows of this step."""
         return replace(
             load,
             running=len(self.running) + entered,
@@ -427,13 +427,14 @@ class Scheduler:
             free_pages=self.memory.available,
             entered=entered,
             growth=growth,
+            granted=granted,
         )
 
     def _enter(self, slot: int, hits: list[int], most: int, now: float) -> int:
         """Move one waiting sequence in; returns the rows it gets in this step."""
         table = self.table
-        self.memory.enter(slot)
         cached = self._adopt(slot, hits, now)
+        self.memory.came(slot, now)
         if table.preemptions[slot] == 0:
             table.admitted[slot] = now
         table.state[slot] = RUNNING
