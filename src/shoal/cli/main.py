@@ -22,6 +22,7 @@ class Commands(click.Group):
     VERBS = {
         "run": ("shoal.cli.run:run", "Answer a file of prompts."),
         "policies": ("shoal.cli.policies:policies", "List the scheduling policies."),
+        "reproduce": ("shoal.cli.reproduce:reproduce", "Run the experiment that justifies a system."),
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
