@@ -36,7 +36,7 @@ def null_engine(
     order: str | Policy = "fcfs",
     admission: str | Policy = "chunked:rows=16",
     victim: str | Policy = "last",
-    retention: str | Policy = "lru",
+    retention: str | Policy = "planned",
     reuse: bool = True,
     fail=None,
     seed: int = 0,

@@ -37,7 +37,7 @@ class KVMemory:
         self.table = table
         self.page_size = page_size
         self.reuse = reuse
-        self.retention = retention
+        self.policies = (retention,)
         self.ledger = Ledger(pages)
         self.prefix = PrefixIndex(self.ledger, page_size, retention)
         self.page_table = np.zeros((0, 8), dtype=np.int32)
@@ -73,26 +73,26 @@ class KVMemory:
     def _path(self, slot: int) -> tuple[SharedPrefix, ...]:
         return self.table.request(slot).path
 
-    def enter(self, slot: int) -> None:
-        """A waiting sequence is let in: what its plan kept for it needs no longer be kept for it."""
-        if self.reuse and (path := self._path(slot)):
-            self.prefix.expected.enter(path)
-
-    def forgo(self, slot: int, now: float) -> None:
-        """A waiting sequence will never be let in: what was kept for it alone is kept no longer."""
+    def came(self, slot: int, now: float) -> None:
+        """A waiting sequence is let in and has taken what it can from the cache, or will never be let in:
+        what was kept for it alone is kept no longer."""
         if not self.reuse or not (path := self._path(slot)):
             return
-        over = self.prefix.expected.enter(path)
-        idle = np.isin(self.prefix.group, over) & self.ledger.listed & (self.ledger.count == 0)
-        pages = np.flatnonzero(idle).astype(np.int32)
-        if len(pages):
-            self.prefix.judge(pages[np.argsort(self.prefix.depth[pages], kind="stable")], now)
+        for node in self.prefix.expected.enter(path):
+            left = (self.prefix.group == node) & self.ledger.listed & (self.ledger.count == 0)
+            pages = np.flatnonzero(left).astype(np.int32)
+            if len(pages):
+                self.prefix.judge(pages[np.argsort(self.prefix.depth[pages], kind="stable")], now)
 
     def give_way(self, slot: int, now: float) -> None:
         """A running sequence gives everything back and will come again."""
         if self.reuse:
             self.prefix.expected.leave(self._path(slot))
         self.release(slot, now)
+
+    def soon(self, running: int) -> int:
+        """Pages to leave for ``running`` sequences: each will want its next one before long."""
+        return running
 
     def break_pins(self, n: int) -> None:
         """``n`` pages more than are available become free, in the order in which pins break."""

@@ -17,7 +17,7 @@ from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, I64, StepPlan, StepR
 from shoal.core.policy import Admission, Budget, Load, Newcomer, Order, Policy, SequenceView, Victim
 from shoal.core.request import FinishReason, Request
 from shoal.core.table import RUNNING, WAITING, SequenceTable
-from shoal.memory.kv import KVMemory
+from shoal.memory.layout import Layout
 from shoal.schedule.flight import Flight, Lineup, ends, take_off
 
 PATIENCE = 16
@@ -64,7 +64,7 @@ class Scheduler:
     def __init__(
         self,
         table: SequenceTable,
-        memory: KVMemory,
+        memory: Layout,
         order: Order,
         admission: Admission,
         victim: Victim,
@@ -90,7 +90,7 @@ class Scheduler:
         self._lineup: Lineup | None = None
         self._starting = False
         self._asks_entry = type(admission).enters is not Admission.enters
-        policies: tuple[Policy, ...] = (order, admission, victim, memory.retention)
+        policies: tuple[Policy, ...] = (order, admission, victim, *memory.policies)
         # One system may stand behind several seams.
         distinct = {id(policy): policy for policy in policies}.values()
         self._observers = [p for p in distinct if type(p).observe is not Policy.observe]
@@ -390,11 +390,11 @@ class Scheduler:
         )
 
     def _short(self, slot: int, hits: list[int], company: int) -> int:
-        """Pages that lack for all its known tokens and one for each sequence running, which will soon want
-        it; 0 or less if it fits."""
+        """Pages that lack for all its known tokens and what those running will soon want; 0 or less if it
+        fits."""
         need = self.memory.pages_for(int(self.table.known[slot])) - len(hits)
         room = self.memory.available - self.memory.idle_among(hits)
-        return need + company - room
+        return need + self.memory.soon(company) - room
 
     def _newcomer(self, slot: int, hits: list[int]) -> Newcomer:
         table, pages_for = self.table, self.memory.pages_for
