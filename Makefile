@@ -6,14 +6,16 @@ STAMP := $(VENV)/.installed
 WHAT ?= run
 ROWS ?=
 
-.PHONY: help install demo test check format test-long acceptance bench clean
+.PHONY: help install demo test check format test-long acceptance bench reproduce pages clean
 
 help:
 	@echo 'make demo        label a file with a real model (Gemma 3 270M); ROWS=40 for a short one'
 	@echo 'make test        every promise at small sizes, under 8 minutes on 2 cores'
 	@echo 'make check       ruff, mypy, import doors'
-	@echo 'make test-long   the same tests at full sizes; WHAT=run picks a table'
-	@echo 'make acceptance  the rows of one table, with figures; WHAT=run'
+	@echo 'make test-long   the same tests at full sizes; WHAT=run or WHAT=plan picks a table'
+	@echo 'make acceptance  the rows of one table, with figures; WHAT=run or WHAT=plan'
+	@echo 'make reproduce   every experiment at small size, without a clock'
+	@echo 'make pages       docs/policies.md and docs/systems/ renewed from the docstrings'
 	@echo 'make bench       everything judged by a clock'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -32,7 +34,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p shoal.core -p shoal.schedule -p shoal.memory -p shoal.engine -p shoal.jobs
+	$(BIN)/mypy -p shoal.core -p shoal.schedule -p shoal.memory -p shoal.reuse -p shoal.engine -p shoal.jobs
 	$(BIN)/lint-imports
 
 format: $(STAMP)
@@ -48,6 +50,12 @@ acceptance: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/bench.py
+
+reproduce: $(STAMP)
+	$(BIN)/shoal reproduce all --quick
+
+pages: $(STAMP)
+	$(BIN)/python -m shoal.experiments.pages docs
 
 clean:
 	rm -rf $(VENV) build dist out

@@ -35,6 +35,10 @@ class Row:
     test: bool = True
 
 
+SYSTEMS = ("batchllm", "sarathi-serve", "flover")
+CLAIMS = r"(pass|FAIL|not judged|needs \w+) *$|claims hold"
+
+
 def tests(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "pytest", "--timeout=5000", *arguments)
 
@@ -71,6 +75,29 @@ TABLES = {
             test=False,
         ),
         Row("house", tests("tests/test_house.py", "tests/test_plugin.py", "tests/test_llm.py")),
+    ),
+    "plan": (
+        Row(
+            "exact planning",
+            tests("tests/reuse", "tests/jobs/test_plan.py", "--ignore=tests/reuse/test_scale.py"),
+        ),
+        *(
+            Row(
+                f"{system} with seed {seed}",
+                (sys.executable, "-m", "shoal.cli.main", "reproduce", system, "--seed", seed),
+                CLAIMS,
+                test=False,
+            )
+            for system in SYSTEMS
+            for seed in "012"
+        ),
+        Row("the plan is honest", (sys.executable, "benchmarks/predict.py"), r"[a-z].*\d", test=False),
+        Row("it scales", tests("tests/reuse/test_scale.py", "tests/jobs/test_plan_scale.py")),
+        Row("a user's view", tests("tests/cli/test_plan.py", "tests/jobs/report")),
+        Row(
+            "policies and claims",
+            tests("tests/schedule", "tests/memory", "tests/experiments", "tests/cli/test_reproduce.py"),
+        ),
     ),
 }
 
