@@ -14,7 +14,7 @@ from shoal.core.request import Finished, FinishReason, Request
 from shoal.core.table import SequenceTable
 from shoal.engine.answers import Answers
 from shoal.engine.model import TextModel
-from shoal.memory.kv import KVMemory
+from shoal.memory.layout import Layout
 from shoal.schedule.scheduler import Scheduler, Update
 
 
@@ -39,7 +39,7 @@ class Engine:
     def __init__(
         self,
         table: SequenceTable,
-        memory: KVMemory,
+        memory: Layout,
         scheduler: Scheduler,
         executor: Executor,
         model: TextModel | None = None,

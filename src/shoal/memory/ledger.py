@@ -42,6 +42,15 @@ class Ledger:
         self.count[pages] = 1
         return pages
 
+    def claim(self, pages: I32) -> None:
+        """These free pages (distinct ids) are now held once each: for layouts where it matters which."""
+        free = self._stack[: self.free]
+        left = free[~np.isin(free, pages)]
+        assert len(left) == self.free - len(pages), "claim what is not free"
+        self.free = len(left)
+        self._stack[: self.free] = left
+        self.count[pages] = 1
+
     def hold(self, pages: I32) -> None:
         """One more holder for each of these listed pages (distinct ids)."""
         self.cached -= int(np.count_nonzero(self.count[pages] == 0))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from shoal.core.plan import EMIT_LOGPROBS, I32, I64, SAMPLE, StepPlan, StepResult
 from shoal.core.request import FinishReason
 from shoal.core.table import SequenceTable
-from shoal.memory.kv import KVMemory
+from shoal.memory.layout import Layout
 
 Bools = npt.NDArray[np.bool_]
 
@@ -91,7 +91,7 @@ class Flight:
 
 
 def take_off(
-    table: SequenceTable, memory: KVMemory, lineup: Lineup, rows: I32, step: int, even: bool
+    table: SequenceTable, memory: Layout, lineup: Lineup, rows: I32, step: int, even: bool
 ) -> Flight:
     """The plan that computes the next ``rows`` known tokens of each sequence; their pages are there.
 
@@ -122,6 +122,7 @@ def take_off(
             _score_prompt(table, int(slots[i]), int(start[i]), int(first[i]), int(rows[i]), emit, target)
     if lineup.scores or emit is not lineup.emit:
         token_index = ((emit != 0).cumsum() - 1)[first + rows - 1][sampling]
+    moves = memory.moves()
     first_page, page_count, pages = memory.gather(slots)
     plan = StepPlan(
         step=step,
@@ -135,7 +136,7 @@ def take_off(
         first_page=first_page,
         page_count=page_count,
         pages=pages,
-        moves=memory.moves(),
+        moves=moves,
     )
     return Flight(plan, lineup, end, sampling, token_index)
 

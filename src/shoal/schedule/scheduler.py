@@ -6,7 +6,6 @@ Policies answer who is next, how much, and who yields; budgets, queues and pages
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,11 +13,13 @@ import numpy as np
 from shoal.core.errors import CallerError, InternalError
 from shoal.core.events import Admitted, Arrived, Ended, Event, Preempted, StepDone
 from shoal.core.plan import EMIT_LOGPROBS, EMIT_TOKEN, I32, I64, StepPlan, StepResult
-from shoal.core.policy import Admission, Budget, Load, Newcomer, Order, Policy, SequenceView, Victim
+from shoal.core.policy import Admission, Budget, Load, Order, Policy, Victim
 from shoal.core.request import FinishReason, Request
 from shoal.core.table import RUNNING, WAITING, SequenceTable
 from shoal.memory.layout import Layout
+from shoal.schedule import views
 from shoal.schedule.flight import Flight, Lineup, ends, take_off
+from shoal.schedule.waiting import WaitingLine, sort_running
 
 PATIENCE = 16
 """A sequence that did not fit may be passed by this many newcomers; then nobody passes it."""
@@ -83,9 +84,7 @@ class Scheduler:
         self.max_length = max_length
         self.counters = Counters()
         self.running: I32 = np.zeros(0, dtype=np.int32)
-        self._queue: list[tuple[float, int, int]] = []
-        self._new: list[int] = []
-        self._waiting = 0
+        self.line = WaitingLine(table)
         self._flight: Flight | None = None
         self._lineup: Lineup | None = None
         self._starting = False
@@ -97,7 +96,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return self.line.count
 
     def add(self, request: Request, now: float) -> int:
         """Queue a request; returns its slot.
@@ -122,20 +121,19 @@ class Scheduler:
         self.memory.open(slot)
         table.emit[slot] = EMIT_TOKEN if params.logprobs is None else EMIT_LOGPROBS
         table.scores_prompt[slot] = params.prompt_logprobs is not None
-        self._new.append(slot)
-        self._waiting += 1
+        self.line.add(slot)
         if self._observers:
             self._tell(Arrived(int(table.handle[slot]), now, length))
         return slot
 
     def schedule(self, now: float) -> list[StepPlan]:
         """The plans of this step; none when there is nothing to do or a step is in flight."""
-        if self._flight is not None or (not len(self.running) and not self._waiting):
+        if self._flight is not None or (not len(self.running) and not self.waiting):
             return []
         self._rank(now)
         start = self.table.computed[self.running]
         todo = self.table.known[self.running] - start
-        load = self._load(todo, now)
+        load = views.load(self.memory, todo, self.waiting, now)
         asked = self.admission.budget(load)
         budget = Budget(max(1, asked.rows), max(0, asked.singles), max(1, asked.chunk))
         even = not load.backlog and load.singles <= min(budget.singles, budget.rows)
@@ -145,7 +143,7 @@ class Scheduler:
             rows = self._share(todo, budget, now)
             start = self.table.computed[self.running]
         slots, rows, yielded = self._make_room(start, rows, even, now)
-        if self._waiting and not yielded:
+        if self.waiting and not yielded:
             slots, rows = self._admit(slots, rows, budget, load, now)
         if not len(slots) and len(self.running):
             # Held back in favour of newcomers that do not fit.
@@ -154,7 +152,7 @@ class Scheduler:
             slots, rows, _ = self._make_room(self.table.computed[self.running], rows, False, now)
         if not len(slots):
             raise InternalError(
-                f"nothing can run: {len(self.running)} running, {self._waiting} waiting, "
+                f"nothing can run: {len(self.running)} running, {self.waiting} waiting, "
                 f"{self.memory.available} pages available",
                 remedy="report this with the job",
             )
@@ -204,9 +202,7 @@ class Scheduler:
         if table.state[slot] == RUNNING:
             self.running = self.running[self.running != slot]
         else:
-            self._waiting -= 1
-            if slot in self._new:
-                self._new.remove(slot)
+            self.line.leave(slot)
             self.memory.came(slot, now)
         self.memory.release(slot, now)
         if self._observers:
@@ -220,33 +216,15 @@ class Scheduler:
         table.check()
         self.memory.check()
         assert np.array_equal(np.sort(self.running), table.slots_in(RUNNING))
-        waiting = {slot for _, handle, slot in self._queue if self._is_waiting(slot, handle)}
-        assert waiting | set(self._new) == set(table.slots_in(WAITING).tolist())
-        assert len(waiting) + len(self._new) == self._waiting
+        self.line.check()
 
     # Who is next
 
     def _rank(self, now: float) -> None:
         """Keys for newcomers; under a dynamic order, for everybody."""
-        table = self.table
+        self.line.rank(self.order, now)
         if self.order.dynamic:
-            everybody = np.flatnonzero(table.state).astype(np.int32)
-            table.key[everybody] = self.order.keys(self._view(everybody, now))
-            self.running = self.running[np.lexsort((table.handle[self.running], table.key[self.running]))]
-            self._queue = [self._entry(slot) for slot in table.slots_in(WAITING).tolist()]
-            heapq.heapify(self._queue)
-        elif self._new:
-            new = np.array(self._new, dtype=np.int32)
-            table.key[new] = self.order.keys(self._view(new, now))
-            for slot in self._new:
-                heapq.heappush(self._queue, self._entry(slot))
-        self._new.clear()
-
-    def _entry(self, slot: int) -> tuple[float, int, int]:
-        return float(self.table.key[slot]), int(self.table.handle[slot]), slot
-
-    def _is_waiting(self, slot: int, handle: int) -> bool:
-        return bool(self.table.state[slot] == WAITING and self.table.handle[slot] == handle)
+            self.running = sort_running(self.table, self.running)
 
     # How much for those that run
 
@@ -303,7 +281,7 @@ class Scheduler:
 
     def _yield_one(self, rows: I32, now: float) -> I32:
         """Preempt one sequence, never the first in order: so somebody always gets on."""
-        view = self._view(self.running[1:], now)
+        view = views.sequences(self.table, self.running[1:], now)
         choice = self.victim.choose(view)
         if not 0 <= choice < len(view):
             raise InternalError(f"{self.victim!r} chose {choice} among {len(view)} candidates")
@@ -317,8 +295,7 @@ class Scheduler:
         self.counters.lost += lost
         self.memory.give_way(slot, now)
         table.state[slot] = WAITING
-        heapq.heappush(self._queue, self._entry(slot))
-        self._waiting += 1
+        self.line.rejoin(slot)
         self.running = np.delete(self.running, 1 + choice)
         if self._observers:
             self._tell(Preempted(int(table.handle[slot]), now, lost))
@@ -345,49 +322,60 @@ class Scheduler:
     def _admit(self, slots: I32, rows: I32, budget: Budget, load: Load, now: float) -> tuple[I32, I32]:
         """Let newcomers in, in order, while rows, places and pages last."""
         left = budget.rows - int(rows.sum())
-        growth = self._growth() if self._asks_entry else 0
+        growth = views.growth(self.table, self.memory, self.running) if self._asks_entry else 0
         entered: list[int] = []
         granted: list[int] = []
-        passed: list[tuple[float, int, int]] = []
-        while left > 0 and self._queue and len(self.running) + len(entered) < self.max_running:
-            entry = heapq.heappop(self._queue)
-            _, handle, slot = entry
-            if not self._is_waiting(slot, handle):
-                continue
+        passed: list[int] = []
+        while left > 0 and len(self.running) + len(entered) < self.max_running:
+            slot = self.line.pop()
+            if slot is None:
+                break
             company = len(self.running) + len(entered)
-            hits = self.memory.find(slot)
-            if company and self._asks_entry:
-                newcomer = self._newcomer(slot, hits)
-                at_hand = self._now_running(load, len(entered), growth, budget.rows - left)
-                if not self.admission.enters(at_hand, newcomer):
-                    passed.append(entry)
-                    break
-            short = self._short(slot, hits, company)
-            if short > 0 and not company:
-                self.memory.break_pins(short)
-                hits = self.memory.find(slot)
-                short = self._short(slot, hits, company)
-            if short > 0:
-                passed.append(entry)
+            hits = self._welcome(slot, load, company, len(entered), growth)
+            if hits is None:
+                passed.append(slot)
+                break
+            if self._short(slot, hits, company) > 0:
+                passed.append(slot)
                 if len(passed) >= LOOK_AHEAD or self.table.skipped[slot] >= PATIENCE:
                     break
                 continue
-            growth += self._growth_of(slot)
-            for _, _, other in passed:
-                self.table.skipped[other] += 1
+            self.table.skipped[passed] += 1
+            growth += views.growth_of(self.table, self.memory, slot)
             count = self._enter(slot, hits, min(left, budget.chunk), now)
             entered.append(slot)
             granted.append(count)
             left -= count
-        for entry in passed:
-            heapq.heappush(self._queue, entry)
+        self.line.put_back(passed)
         if not entered:
             return slots, rows
-        self._join(entered)
-        return (
-            np.concatenate([slots, np.array(entered, dtype=np.int32)]),
-            np.concatenate([rows, np.array(granted, dtype=np.int32)]),
-        )
+        new = np.array(entered, dtype=np.int32)
+        self.running = sort_running(self.table, np.concatenate([self.running, new]))
+        return np.concatenate([slots, new]), np.concatenate([rows, np.array(granted, dtype=np.int32)])
+
+    def _welcome(self, slot: int, load: Load, company: int, entered: int, growth: int) -> list[int] | None:
+        """Listed pages that a newcomer would take; None if the policy does not want it now.
+
+        Nobody runs beside the first: it is let in unasked, and pins that keep it out are broken.
+        """
+        hits = self.memory.find(slot)
+        if not company:
+            short = self._short(slot, hits, company)
+            if short > 0:
+                self.memory.break_pins(short)
+                hits = self.memory.find(slot)
+        elif self._asks_entry:
+            at_hand = replace(
+                load,
+                running=company,
+                waiting=self.waiting,
+                free_pages=self.memory.available,
+                entered=entered,
+                growth=growth,
+            )
+            if not self.admission.enters(at_hand, views.newcomer(self.table, self.memory, slot, hits)):
+                return None
+        return hits
 
     def _short(self, slot: int, hits: list[int], company: int) -> int:
         """Pages that lack for all its known tokens and what those running will soon want; 0 or less if it
@@ -395,40 +383,6 @@ class Scheduler:
         need = self.memory.pages_for(int(self.table.known[slot])) - len(hits)
         room = self.memory.available - self.memory.idle_among(hits)
         return need + self.memory.soon(company) - room
-
-    def _newcomer(self, slot: int, hits: list[int]) -> Newcomer:
-        table, pages_for = self.table, self.memory.pages_for
-        known = int(table.known[slot])
-        return Newcomer(
-            handle=int(table.handle[slot]),
-            prompt=int(table.prompt[slot]),
-            known=known,
-            limit=int(table.limit[slot]),
-            pages=pages_for(known) - len(hits) + self.memory.idle_among(hits),
-            growth=self._growth_of(slot),
-        )
-
-    def _growth_of(self, slot: int) -> int:
-        """Pages that a waiting sequence's answer may need beside those of its known tokens."""
-        table, pages_for = self.table, self.memory.pages_for
-        return pages_for(int(table.limit[slot])) - pages_for(int(table.known[slot]))
-
-    def _growth(self) -> int:
-        """Pages that the running sequences may still come to need."""
-        limit = -(-self.table.limit[self.running] // self.memory.page_size)
-        return int((limit - self.table.pages[self.running]).sum())
-
-    def _now_running(self, load: Load, entered: int, growth: int, granted: int) -> Load:
-        """The load after ``entered`` newcomers and ``granted`` rows of this step."""
-        return replace(
-            load,
-            running=len(self.running) + entered,
-            waiting=self._waiting,
-            free_pages=self.memory.available,
-            entered=entered,
-            growth=growth,
-            granted=granted,
-        )
 
     def _enter(self, slot: int, hits: list[int], most: int, now: float) -> int:
         """Move one waiting sequence in; returns the rows it gets in this step."""
@@ -439,7 +393,7 @@ class Scheduler:
             table.admitted[slot] = now
         table.state[slot] = RUNNING
         self._starting = True
-        self._waiting -= 1
+        self.line.leave(slot)
         rows = min(int(table.known[slot] - table.computed[slot]), most)
         one = np.array([slot], dtype=np.int32)
         end = table.computed[one] + np.int32(rows)
@@ -457,38 +411,6 @@ class Scheduler:
         self.counters.lost -= saved
         self.counters.cached += cached
         return cached
-
-    def _join(self, entered: list[int]) -> None:
-        table = self.table
-        running = np.concatenate([self.running, np.array(entered, dtype=np.int32)])
-        self.running = running[np.lexsort((table.handle[running], table.key[running]))]
-
-    # Views
-
-    def _load(self, todo: I32, now: float) -> Load:
-        singles = int(np.count_nonzero(todo == 1))
-        return Load(
-            now=now,
-            running=len(todo),
-            waiting=self._waiting,
-            singles=singles,
-            backlog=int(todo.sum()) - singles if singles < len(todo) else 0,
-            free_pages=self.memory.available,
-            total_pages=self.memory.ledger.total,
-        )
-
-    def _view(self, slots: I32, now: float) -> SequenceView:
-        table = self.table
-        return SequenceView(
-            now=now,
-            handle=table.handle[slots],
-            arrived=table.arrived[slots],
-            prompt=table.prompt[slots],
-            known=table.known[slots],
-            computed=table.computed[slots],
-            limit=table.limit[slots],
-            preemptions=table.preemptions[slots],
-        )
 
     def _tell(self, event: Event) -> None:
         for policy in self._observers:
