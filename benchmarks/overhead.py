@@ -32,6 +32,8 @@ def build(running: int, prompt: int, output: int) -> Engine:
     pages = running * (-(-(prompt + output) // PAGE_SIZE) + 1)
     table = SequenceTable()
     policies = {seam: make(seam, name) for seam, name in DEFAULTS.items()}
+    for policy in policies.values():
+        policy.bind(None, np.random.default_rng(0))
     memory = KVMemory(table, pages, PAGE_SIZE, policies["retention"])
     scheduler = Scheduler(
         table,
@@ -48,7 +50,7 @@ def build(running: int, prompt: int, output: int) -> Engine:
 
 DEFAULTS = {
     "order": "fcfs",
-    "admission": "chunked:rows=8192",
+    "admission": "sarathi-serve:rows=8192",
     "victim": "last",
     "retention": "lru",
 }

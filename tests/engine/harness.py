@@ -34,7 +34,7 @@ def null_engine(
     max_running: int = 8,
     max_length: int | None = None,
     order: str | Policy = "fcfs",
-    admission: str | Policy = "chunked:rows=16",
+    admission: str | Policy = "sarathi-serve:rows=16",
     victim: str | Policy = "last",
     retention: str | Policy = "planned",
     reuse: bool = True,

@@ -35,7 +35,7 @@ def scenarios(draw):
             "pages": smallest + draw(st.integers(0, 3 * smallest)),
             "max_length": longest,
             "max_running": draw(st.integers(1, 9)),
-            "admission": f"chunked:rows={draw(st.integers(1, 40))},chunk={draw(st.integers(0, 20))}",
+            "admission": f"sarathi-serve:rows={draw(st.integers(1, 40))},chunk={draw(st.integers(0, 20))}",
             "order": draw(st.sampled_from(["fcfs", "shortest"])),
             "reuse": draw(st.booleans()),
             "retention": draw(st.sampled_from(["lru", "planned", Forgetful()])),
@@ -136,7 +136,7 @@ def test_a_failed_step_fails_its_requests_and_no_other():
         seen.append(plan.step)
         return RuntimeError("broken on purpose") if plan.step in failing else None
 
-    engine = null_engine(fail=fail, max_running=2, admission="chunked:rows=8")
+    engine = null_engine(fail=fail, max_running=2, admission="sarathi-serve:rows=8")
     for i in range(6):
         engine.add(request(f"r{i}", [1, 2, 3, 4, 5, 6, 7, i], max_tokens=3, ignore_eos=True), 0.0)
     answers = drain(engine)
@@ -151,7 +151,7 @@ def test_a_failed_step_fails_its_requests_and_no_other():
 
 
 def test_sharing_in_the_very_step_that_computes_the_prefix():
-    engine = null_engine(admission="chunked:rows=64", max_running=8)
+    engine = null_engine(admission="sarathi-serve:rows=64", max_running=8)
     prefix = list(range(1, 17))
     for i in range(4):
         engine.add(request(f"r{i}", [*prefix, 20 + i], max_tokens=1), 0.0)

@@ -56,8 +56,8 @@ def test_the_pool_takes_what_is_left_but_never_more_than_can_be_used(model, monk
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
         ({"device": "tpu"}, "unknown device"),
         ({"order": "fcsf"}, "did you mean 'fcfs'"),
-        ({"admission": "chunked:rows=0"}, "outside 1"),
-        ({"admission": "chunked:rows=many"}, "'many' is not int"),
+        ({"admission": "sarathi-serve:rows=-1"}, "outside 0"),
+        ({"admission": "sarathi-serve:rows=many"}, "'many' is not int"),
     ],
 )
 def test_what_cannot_hold_is_refused_with_its_name(model, changes, words):

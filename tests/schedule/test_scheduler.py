@@ -12,7 +12,7 @@ from tests.engine.harness import drain, expected, null_engine, request
 
 
 def test_no_step_exceeds_the_row_budget_and_every_plan_is_consistent():
-    engine = null_engine(admission="chunked:rows=8,chunk=3", max_running=4)
+    engine = null_engine(admission="sarathi-serve:rows=8,chunk=3", max_running=4)
     for i in range(6):
         engine.add(request(f"r{i}", [i + 1] * (5 + i), max_tokens=4), 0.0)
     schedule = engine.scheduler.schedule
@@ -31,7 +31,7 @@ def test_no_step_exceeds_the_row_budget_and_every_plan_is_consistent():
 
 
 def test_a_long_prompt_does_not_hold_up_sequences_with_one_row_to_do():
-    engine = null_engine(admission="chunked:rows=4", max_running=4, pages=64)
+    engine = null_engine(admission="sarathi-serve:rows=4", max_running=4, pages=64)
     engine.add(request("short", [1, 2, 3], max_tokens=6, ignore_eos=True), 0.0)
     engine.step(0.0)
     engine.add(request("long", list(range(1, 41)), max_tokens=2, ignore_eos=True), 1.0)
@@ -176,7 +176,7 @@ def test_counts_of_every_answer_add_up_whatever_was_shared_and_preempted():
         page_size=1,
         max_length=12,
         max_running=6,
-        admission="chunked:rows=3,chunk=1",
+        admission="sarathi-serve:rows=3,chunk=1",
         vocabulary=997,
     )
     for i in range(6):

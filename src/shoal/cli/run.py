@@ -52,7 +52,7 @@ def _engine_flags(command: Any) -> Any:
             "--max-num-batched-tokens", type=int, default=512, show_default=True, help="Most tokens a step."
         ),
         click.option("--order", default="fcfs", show_default=True, help="See 'shoal policies'."),
-        click.option("--admission", help="[default: chunked]"),
+        click.option("--admission", help="[default: sarathi-serve]"),
         click.option("--victim", default="last", show_default=True),
         click.option("--retention", default="lru", show_default=True),
         click.option(

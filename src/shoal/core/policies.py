@@ -21,7 +21,6 @@ POLICIES: dict[str, dict[str, str]] = {
     },
     "admission": {
         "alternating": "shoal.schedule.admission.alternating:Alternating",
-        "chunked": "shoal.schedule.admission.chunked:Chunked",
         "prefill-first": "shoal.schedule.admission.prefill_first:PrefillFirst",
         "sarathi-serve": "shoal.schedule.admission.sarathi_serve:SarathiServe",
         "static": "shoal.schedule.admission.static:Static",
