@@ -78,6 +78,7 @@ class NullExecutor:
         pass
 
     def submit(self, plan: StepPlan) -> None:
+        self._move(plan)
         error = self.fail(plan) if self.fail else None
         if error is not None:
             emitting = len(plan.emitting_rows())
@@ -101,6 +102,11 @@ class NullExecutor:
     def poll(self) -> list[StepResult]:
         ready, self._ready = self._ready, []
         return ready
+
+    def _move(self, plan: StepPlan) -> None:
+        size = self.page_size
+        for source, target, slots in plan.moves.tolist():
+            self.cache[target * size :][:slots] = self.cache[source * size :][:slots]
 
     def _write(self, plan: StepPlan) -> U64:
         """State of every row, written to its slot before any run reads: runs may share pages."""

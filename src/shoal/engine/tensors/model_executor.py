@@ -61,6 +61,8 @@ class ModelExecutor:
         self._prompt.pop(slot, None)
 
     def submit(self, plan: StepPlan) -> None:
+        for source, target, slots in plan.moves.tolist():
+            self.cache.move(source, target, slots)
         hidden, failures = self._forward(plan)
         try:
             result = self._emit(plan, hidden, failures)

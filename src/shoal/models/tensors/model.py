@@ -27,6 +27,11 @@ class Cache:
     pages: int
     page_size: int
 
+    def move(self, source: int, target: int, slots: int) -> None:
+        """Copy the first ``slots`` positions of one page to another, in every layer."""
+        for layer in (*self.keys, *self.values):
+            layer[:, target, :slots] = layer[:, source, :slots]
+
 
 @dataclass(frozen=True)
 class StepInputs:
