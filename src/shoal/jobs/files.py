@@ -36,6 +36,14 @@ class JobFiles:
         return self._beside(".sorted")
 
     @property
+    def trace(self) -> Path:
+        return self._beside(".trace")
+
+    @property
+    def report(self) -> Path:
+        return self._beside(".report.html")
+
+    @property
     def crash(self) -> Path:
         return self._beside(".crash.txt")
 

@@ -1,0 +1,230 @@
+"""Takes note of a run while it goes on: what ``OUT.report.html`` tells afterwards."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.core.errors import ShoalError
+from shoal.core.request import Finished
+from shoal.jobs import trace
+from shoal.jobs.files import remove
+from shoal.jobs.trace import FailedRow, Group, Session, SlowRow, Trace
+
+if TYPE_CHECKING:
+    from shoal.engine.engine import Engine
+
+SAVE_SECONDS = 1.0
+REASON = 300
+"""Characters kept of why a row failed."""
+
+
+class _Meter:
+    """Adds up one session's steps. What a step costs here is a few additions: counters are read only when a
+    bin is full."""
+
+    def __init__(self, engine: Engine, note: Trace, now: float, wall: float) -> None:
+        self._scheduler = engine.scheduler
+        self._ledger = engine.memory.ledger
+        self._pages = engine.memory.ledger.total
+        self._trace = note
+        self._session = Session(note.seconds, wall, self._pages, engine.executor.page_size, wall)
+        note.sessions.append(self._session)
+        self._began = self._opened = self._last = now
+        self._due = now + note.span
+        self._seen = self._counted()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._free = self._cached = self._running = self._waiting = 0.0
+        self._least_left = self._pages
+
+    def step(self, now: float) -> None:
+        seconds = now - self._last
+        self._last = now
+        ledger, scheduler = self._ledger, self._scheduler
+        free, cached = ledger.free, ledger.cached
+        self._free += free * seconds
+        self._cached += cached * seconds
+        self._running += len(scheduler.running) * seconds
+        self._waiting += scheduler.waiting * seconds
+        if free + cached < self._least_left:
+            self._least_left = free + cached
+        if now >= self._due:
+            self.close()
+
+    def _counted(self) -> tuple[int, ...]:
+        now = self._scheduler.counters
+        prompt = now.computed - now.generated
+        return now.steps, prompt, now.generated, now.emitted, now.cached, now.preemptions, now.lost
+
+    def close(self) -> None:
+        """The open bin ends with the last step."""
+        now, counted = self._last, self._counted()
+        if counted == self._seen:
+            return
+        bins, seconds = self._trace.bins, now - self._opened
+        columns = (
+            *(bins.steps, bins.prompt, bins.generated, bins.emitted),
+            *(bins.taken, bins.preemptions, bins.lost),
+        )
+        for column, new, old in zip(columns, counted, self._seen):
+            column.append(new - old)
+        bins.seconds.append(seconds)
+        bins.free.append(self._free)
+        bins.cached.append(self._cached)
+        bins.held.append(max(0.0, self._pages * seconds - self._free - self._cached))
+        bins.running.append(self._running)
+        bins.waiting.append(self._waiting)
+        bins.fullest.append(self._pages - self._least_left)
+        self._seen, self._opened = counted, now
+        self._session.ended = self._session.began + now - self._began
+        self._clear()
+        if len(bins) >= trace.MOST_BINS:
+            self._trace.thin()
+        self._due = now + self._trace.span
+
+
+class Recorder:
+    """Keeps a ``Trace`` up to date. It decides nothing; a job runs the same without it.
+
+    How a runner uses it: construct it once the journal knows its job, ``phase`` for whatever takes time
+    before the first step, ``begin`` when the engine is there, ``step`` after each engine step, ``row`` for
+    each row whose answers are complete (not for those that were folded into it), ``save`` whenever it
+    likes (it looks at the clock itself) and with ``force`` when it stops. Once the report is written,
+    ``remove`` the file.
+
+    Args:
+        path: ``JobFiles.trace``; what earlier sessions of the job left there is gone on from.
+        mark: what only this job has, such as ``job_mark(journal.identity)``.
+    """
+
+    def __init__(self, path: Path, mark: str) -> None:
+        self.path = path
+        self.trace = trace.load(path, mark)
+        self._slowest = [(row.latency, -i, row) for i, row in enumerate(self.trace.slowest)]
+        heapq.heapify(self._slowest)
+        self._saved = 0.0
+        self._meter: _Meter | None = None
+
+    # Time
+
+    def phase(self, name: str, seconds: float) -> None:
+        """``seconds`` were spent on ``name``, such as ``"loading weights"``."""
+        phases = self.trace.phases
+        phases[name] = phases.get(name, 0.0) + seconds
+
+    def begin(self, engine: Engine, now: float, wall: float) -> None:
+        """The first step comes next. ``now`` is on the clock of ``step``; ``wall`` is Unix time."""
+        self._meter = _Meter(engine, self.trace, now, wall)
+        self._saved = now
+
+    def step(self, now: float) -> None:
+        """A step of the engine ended at ``now``."""
+        assert self._meter is not None, "a step before begin"
+        self._meter.step(now)
+
+    # Rows
+
+    def row(
+        self, line: int, identifier: str, answers: Sequence[Finished], error: ShoalError | None = None
+    ) -> None:
+        """A row ended. ``answers``: those of its sequences that the engine took in, in any order."""
+        note = self.trace
+        note.rows += 1
+        for answer in answers:
+            self._save_for(answer, line)
+        if any(answer.preemptions for answer in answers):
+            note.preempted += 1
+        if error is not None:
+            self._fail(line, identifier, error)
+            return
+        if not answers:
+            return
+        last = max(answers, key=lambda answer: answer.ended) if len(answers) > 1 else answers[0]
+        arrived = last.arrived
+        latency, queue = last.ended - arrived, last.admitted - arrived
+        first = min(answer.first_token for answer in answers) - arrived
+        tokens = sum(len(answer.tokens) for answer in answers)
+        note.latency.add(latency)
+        note.queue.add(queue)
+        note.first_token.add(first)
+        note.prompt.add(len(last.request.prompt))
+        note.answer.add(tokens)
+        note.waited += queue
+        note.prefilled += last.first_token - last.admitted
+        note.decoded += last.ended - last.first_token
+        slowest = self._slowest
+        if len(slowest) < trace.MOST_ROWS or latency > slowest[0][0]:
+            self._keep(
+                SlowRow(
+                    id=identifier[: trace.SHORTEST],
+                    line=line,
+                    latency=latency,
+                    queue=queue,
+                    prefill=last.first_token - last.admitted,
+                    decode=last.ended - last.first_token,
+                    prompt=len(last.request.prompt),
+                    answer=tokens,
+                    cached=last.cached,
+                    answers=len(answers),
+                    preemptions=sum(answer.preemptions for answer in answers),
+                    lost=sum(answer.lost for answer in answers),
+                )
+            )
+
+    def _keep(self, row: SlowRow) -> None:
+        entry = (row.latency, -self.trace.rows, row)
+        if len(self._slowest) < trace.MOST_ROWS:
+            heapq.heappush(self._slowest, entry)
+        else:
+            heapq.heapreplace(self._slowest, entry)
+
+    def _fail(self, line: int, identifier: str, error: ShoalError) -> None:
+        note = self.trace
+        note.failed += 1
+        what = error.what[:REASON]
+        if len(note.failures) < trace.MOST_ROWS:
+            note.failures.append(FailedRow(identifier[: trace.SHORTEST], line, what, error.remedy[:REASON]))
+        if what not in note.reasons and len(note.reasons) >= trace.MOST_REASONS:
+            what = "other reasons"
+        note.reasons[what] = note.reasons.get(what, 0) + 1
+
+    def _save_for(self, answer: Finished, line: int) -> None:
+        """What came from the cache goes to the planned prefixes that hold it, each its own stretch."""
+        savings, start, cached = self.trace.savings, 0, answer.cached
+        for prefix in answer.request.path:
+            group = savings.groups.get(prefix.node)
+            if group is None:
+                if len(savings.groups) >= trace.MOST_GROUPS:
+                    savings.thin()
+                group = Group(prefix.node, start, prefix.tokens, prefix.members, line)
+                savings.groups[prefix.node] = group
+            group.requests += 1
+            if cached > start:
+                group.saved += min(cached, prefix.tokens) - start
+            start = prefix.tokens
+        if cached > start:
+            savings.unplanned += cached - start
+
+    # The file
+
+    def save(self, now: float, *, force: bool = False) -> None:
+        """Write the file, if a second has passed since it was written.
+
+        Raises:
+            OperatorError: it cannot be written.
+        """
+        if not force and now - self._saved < SAVE_SECONDS:
+            return
+        self._saved = now
+        if force and self._meter is not None:
+            self._meter.close()
+        self.trace.slowest = [row for _, _, row in sorted(self._slowest, reverse=True)]
+        trace.save(self.trace, self.path)
+
+    def remove(self) -> None:
+        """Delete the file: the report has it all."""
+        remove(self.path)
