@@ -11,6 +11,7 @@ from shoal.core.table import SequenceTable
 from shoal.engine.engine import Engine
 from shoal.engine.null_executor import NullExecutor, next_token
 from shoal.memory.kv import KVMemory
+from shoal.memory.slots import SlotMemory
 from shoal.schedule.scheduler import Scheduler
 
 END = 0
@@ -38,6 +39,8 @@ def null_engine(
     victim: str | Policy = "last",
     retention: str | Policy = "planned",
     reuse: bool = True,
+    layout: str = "paged",
+    compact: bool = True,
     fail=None,
     seed: int = 0,
 ) -> Engine:
@@ -53,7 +56,11 @@ def null_engine(
     }
     for policy in parts.values():
         policy.bind(None, np.random.default_rng(seed))
-    memory = KVMemory(table, pages, page_size, parts["retention"], reuse)
+    if layout == "slots":
+        page_size = max_length or page_size
+        memory = SlotMemory(table, pages, page_size, compact=compact)
+    else:
+        memory = KVMemory(table, pages, page_size, parts["retention"], reuse)
     scheduler = Scheduler(
         table,
         memory,
