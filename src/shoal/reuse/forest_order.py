@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shoal.core.policy import F64, I64, Bools, ForestView, Grouping, Reuse
+from shoal.core.policy import F64, I64, ForestView, Grouping, Reuse
 from shoal.reuse.tree import Tree
 
 
@@ -29,19 +29,19 @@ class ForestOrder(Reuse):
 
     def plan(self, forest: ForestView) -> Grouping:
         tree = Tree(forest)
-        keys: list[I64 | F64] = [_reads_it_all(tree)]
+        keys: list[I64 | F64] = [_reads(tree)]
         if self.reorder:
             keys.append(-_ratio(tree))
         opened = np.ones(len(forest.parent), dtype=bool)
         return Grouping(tree.depth_first(keys), opened, nested=True)
 
 
-def _reads_it_all(tree: Tree) -> I64:
-    """For rows and nodes: 0 where some row in it cannot read all of the prefix that it hangs on, else 1."""
+def _reads(tree: Tree) -> I64:
+    """For rows and nodes: what can be read at most of the prefix that it hangs on, by the row in it that can
+    read least."""
     readable = tree.forest.readable.astype(np.int64)
     least = np.concatenate([readable, tree.least_below(readable)])
-    whole: Bools = least >= tree.above(tree.forest.depth, 0)
-    return whole.astype(np.int64)
+    return np.minimum(least, tree.above(tree.forest.depth, 0))
 
 
 def _ratio(tree: Tree) -> F64:
