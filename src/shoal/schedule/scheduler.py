@@ -331,7 +331,8 @@ class Scheduler:
             if slot is None:
                 break
             company = len(self.running) + len(entered)
-            hits = self._welcome(slot, load, company, len(entered), growth)
+            at_hand = replace(load, entered=len(entered), growth=growth, granted=budget.rows - left)
+            hits = self._welcome(slot, at_hand, company)
             if hits is None:
                 passed.append(slot)
                 break
@@ -341,8 +342,8 @@ class Scheduler:
                     break
                 continue
             self.table.skipped[passed] += 1
-            growth += views.growth_of(self.table, self.memory, slot)
             count = self._enter(slot, hits, min(left, budget.chunk), now)
+            growth += views.growth(self.table, self.memory, np.array([slot]))
             entered.append(slot)
             granted.append(count)
             left -= count
@@ -353,15 +354,15 @@ class Scheduler:
         self.running = sort_running(self.table, np.concatenate([self.running, new]))
         return np.concatenate([slots, new]), np.concatenate([rows, np.array(granted, dtype=np.int32)])
 
-    def _welcome(self, slot: int, load: Load, company: int, entered: int, growth: int) -> list[int] | None:
+    def _welcome(self, slot: int, load: Load, company: int) -> list[int] | None:
         """Listed pages that a newcomer would take; None if the policy does not want it now.
 
         Nobody runs beside the first: it is let in unasked, and pins that keep it out are broken.
         """
         hits = self.memory.find(slot)
         if not company:
-            short = self._short(slot, hits, company)
-            if short > 0:
+            # What it would have taken from the cache may be among the pages that go.
+            while (short := self._short(slot, hits, company)) > 0:
                 self.memory.break_pins(short)
                 hits = self.memory.find(slot)
         elif self._asks_entry:
@@ -370,8 +371,6 @@ class Scheduler:
                 running=company,
                 waiting=self.waiting,
                 free_pages=self.memory.available,
-                entered=entered,
-                growth=growth,
             )
             if not self.admission.enters(at_hand, views.newcomer(self.table, self.memory, slot, hits)):
                 return None
