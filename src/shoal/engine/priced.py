@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shoal.core.cost import Cost, StepShape, shape_of
+from shoal.core.cost import PLAIN, Cost, StepShape, choice_of, shape_of
 from shoal.core.errors import InternalError
 from shoal.core.plan import SAMPLE, StepPlan, StepResult
 from shoal.core.request import Finished, Request
@@ -71,19 +71,24 @@ class PricedExecutor:
         self.token = token
         self.shape: StepShape | None = None
         """Of the last step."""
+        self._choice = np.full(64, PLAIN, dtype=np.int32)
         self._null = (
             NullExecutor(pages, page_size, vocabulary, clock, reserved=reserved) if arithmetic else None
         )
         self._ready: list[StepResult] = []
 
     def open(self, slot: int, request: Request) -> None:
-        pass
+        if slot >= len(self._choice):
+            longer = np.full(2 * slot, PLAIN, dtype=np.int32)
+            longer[: len(self._choice)] = self._choice
+            self._choice = longer
+        self._choice[slot] = choice_of(request.params)
 
     def close(self, slot: int) -> None:
         pass
 
     def submit(self, plan: StepPlan) -> None:
-        self.shape = shape_of(plan)
+        self.shape = shape_of(plan, self._choice)
         self.clock.advance(self.cost.step(self.shape))
         if self._null is not None:
             self._null.submit(plan)
