@@ -11,7 +11,7 @@ from typing import Any
 from shoal.core.config import EngineConfig
 from shoal.engine.build import prepare, start
 from shoal.engine.engine import Engine
-from shoal.jobs.job import Job, Status, Summary
+from shoal.jobs.job import Job, Planned, Status, Summary
 from shoal.jobs.runner import run_job
 
 
@@ -21,10 +21,17 @@ class Listener:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.prepared: list[int] = []
+        self.plans: list[Planned] = []
         self.shown = 0
 
-    def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
+    def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None:
         self.prepared.append(rows)
+
+    def planning(self, done: int, rows: int) -> None:
+        self.shown += 1
+
+    def planned(self, plan: Planned) -> None:
+        self.plans.append(plan)
 
     def running(self, status: Status, now: float) -> None:
         self.shown += 1
@@ -88,7 +95,7 @@ def run(
             engine(made)
         return made
 
-    return run_job(job, prepared.model, started, watcher or Listener(), stopping)
+    return run_job(job, prepared, started, watcher or Listener(), stopping)
 
 
 def results(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from shoal.jobs.job import Job, Status, Summary
+from shoal.jobs.job import Job, Planned, Status, Summary
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -54,7 +54,11 @@ class Quiet:
 
     def say(self, text: str) -> None: ...
 
-    def preparing(self, done: int, size: int, rows: int, bad: int) -> None: ...
+    def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None: ...
+
+    def planning(self, done: int, rows: int) -> None: ...
+
+    def planned(self, plan: Planned) -> None: ...
 
     def loading(self, done: int, size: int) -> None: ...
 
@@ -125,7 +129,7 @@ class Lines(Quiet):
         self._last = now
         return True
 
-    def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
+    def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None:
         if self._due():
             self.say(f"preparing {done / max(1, size):.0%}: {rows:,} rows, {bad:,} bad")
 
@@ -184,7 +188,7 @@ class Panel(Lines):
             panel.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
         self._live.update(panel)
 
-    def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
+    def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None:
         self._show(done / max(1, size), f"preparing · {rows:,} rows · {bad:,} bad")
 
     def loading(self, done: int, size: int) -> None:

@@ -11,7 +11,8 @@ from shoal.core.errors import CallerError
 from shoal.jobs.bodies import Message
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
-from shoal.jobs.runner import open_rows, run_job
+from shoal.jobs.runner import run_job
+from shoal.jobs.session import open_rows
 
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
@@ -75,7 +76,7 @@ def run_with(flags: Flags) -> int:
             return engine
 
         try:
-            summary = run_job(task, prepared.model, loaded, display, stop)
+            summary = run_job(task, prepared, loaded, display, stop)
         except Interrupted:
             display.interrupted(task)
             raise

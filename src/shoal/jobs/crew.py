@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +10,15 @@ import numpy.typing as npt
 from shoal.core.errors import InternalError, ShoalError
 from shoal.core.request import Finished, FinishReason, Request, SamplingParams, fan_out
 from shoal.jobs.answers import AnswerWriter
+from shoal.jobs.course import Course, Turn
 from shoal.jobs.job import Status
 from shoal.jobs.results import Results
-from shoal.jobs.spool import NOBODY, Spool, SpoolRow, unpack
+from shoal.jobs.spool import Spool, SpoolRow, unpack
 
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
 
 
-CHUNK = 1 << 16
 KNOWN_SAMPLINGS = 1024
 
 
@@ -41,6 +40,7 @@ class Crew:
     """Keeps the engine supplied and writes what it finishes.
 
     Args:
+        course: the rows to hand to the engine, in this order.
         done: shape (rows,), bool: rows that have their line; kept up to date.
         window: most sequences in the engine; at least one row is always let in.
     """
@@ -50,6 +50,7 @@ class Crew:
         engine: Engine,
         end_ids: tuple[int, ...],
         spool: Spool,
+        course: Course,
         done: npt.NDArray[np.bool_],
         results: Results,
         writer: AnswerWriter,
@@ -65,7 +66,7 @@ class Crew:
         self._window = window
         self._status = status
         self._flights: dict[int, tuple[Flight, int]] = {}
-        self._left = self._to_run()
+        self._left = iter(course)
         self._none_left = False
         self._params: dict[bytes, SamplingParams] = {}
 
@@ -73,17 +74,6 @@ class Crew:
     def in_flight(self) -> int:
         """Sequences in the engine."""
         return len(self._flights)
-
-    def _to_run(self) -> Iterator[int]:
-        """Rows to hand to the engine: a follower is answered by its leader, unless that one is done already
-        and the follower's line is missing."""
-        leader, done = self._spool.leader, self._done
-        for start in range(0, self._spool.rows, CHUNK):
-            heads = leader[start : start + CHUNK]
-            rows = np.arange(start, start + len(heads))
-            wanted = (heads != NOBODY) & ~done[start : start + CHUNK]
-            wanted &= (heads == rows) | done[np.maximum(heads, 0)]
-            yield from (start + np.flatnonzero(wanted)).tolist()
 
     @property
     def finished(self) -> bool:
@@ -96,22 +86,25 @@ class Crew:
         for _ in range(self._window):
             if len(self._flights) >= self._window:
                 return
-            index = next(self._left, None)
-            if index is None:
+            turn = next(self._left, None)
+            if turn is None:
                 self._none_left = True
                 return
-            if not self._done[index]:
-                self._start(index, now)
+            if not self._done[turn.row]:
+                self._start(turn, now)
 
-    def _start(self, index: int, now: float) -> None:
-        row = self._spool.read(index)
-        flight = Flight(index, row, self._sampling(row))
+    def _start(self, turn: Turn, now: float) -> None:
+        row = self._spool.read(turn.row)
+        flight = Flight(turn.row, row, self._sampling(row))
         request = Request(
             id=row.id,
             prompt=np.frombuffer(row.ids, dtype=np.int32),
             params=flight.params,
             seed=row.seed,
             end_ids=self._end_ids,
+            domain=turn.domain,
+            shared=turn.shared,
+            path=turn.path,
         )
         for place, part in enumerate(fan_out(request)):
             try:

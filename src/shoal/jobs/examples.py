@@ -24,7 +24,10 @@ def read_examples(path: Path, question: Question, answer: str) -> tuple[Example,
                 if raw.error is not None:
                     raise raw.error
                 columns = raw.data if isinstance(raw.data, dict) else decode_object(raw.data)
-                examples.append(Example(question(columns), as_text(columns, answer)))
+                asked = question(columns)
+                if not isinstance(asked, str):
+                    raise CallerError("a worked example is token ids", remedy="give it as text")
+                examples.append(Example(asked, as_text(columns, answer)))
             except CallerError as error:
                 raise OperatorError(error.what, where=f"{path}:{raw.line}", remedy=error.remedy) from None
     finally:

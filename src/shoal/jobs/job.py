@@ -84,6 +84,37 @@ class Summary(msgspec.Struct, kw_only=True):
         return SOME_FAILED if self.failed or self.quarantined else ANSWERED
 
 
+class Planned(msgspec.Struct, kw_only=True):
+    """What a plan says of the rows that are left to run.
+
+    Attributes:
+        policy: the reuse policy, as it would be constructed.
+        shares: whether rows share K/V at all.
+        exact: ``computed`` holds to the token unless somebody is preempted; otherwise it is what would be
+            computed if the cache kept everything.
+        rows, requests: rows that the engine answers; answers it makes for them.
+        prompt_tokens: of all requests; computed: of these, those that sharing does not save.
+        answer_tokens: expected; bounded: rows of which only a bound is known.
+        nodes, levels: shared prefixes; how many lie within each other at most.
+        windows: stretches of the job planned one after the other.
+        seconds: predicted, None where nobody measured what steps cost here.
+    """
+
+    policy: str = ""
+    shares: bool = True
+    exact: bool = False
+    rows: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    computed: int = 0
+    answer_tokens: int = 0
+    bounded: int = 0
+    nodes: int = 0
+    levels: int = 0
+    windows: int = 0
+    seconds: float | None = None
+
+
 class Status(msgspec.Struct):
     """Where a run stands; the same object is updated and shown again and again.
 
@@ -99,8 +130,14 @@ class Status(msgspec.Struct):
 class Watcher(Protocol):
     """Somebody who looks at a job's progress. Every method returns quickly."""
 
-    def preparing(self, done: int, size: int, rows: int, bad: int) -> None:
-        """``done`` of ``size`` input bytes read."""
+    def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None:
+        """``done`` of ``size`` input bytes read; ``tokens`` of prompts so far."""
+
+    def planning(self, done: int, rows: int) -> None:
+        """``done`` of the ``rows`` to be planned are read."""
+
+    def planned(self, plan: Planned) -> None:
+        """What is about to run."""
 
     def running(self, status: Status, now: float) -> None: ...
 

@@ -20,11 +20,13 @@ from shoal.jobs.rows import Asked, RowReader
 from shoal.jobs.sampling import Sampler, noise_seed, shortened
 from shoal.jobs.sources import Raw, Source
 from shoal.jobs.spool import CHAT, COMPLETION, NOBODY, SpoolRow, SpoolWriter
+from shoal.jobs.templates import TokenIds
 
 if TYPE_CHECKING:
     from shoal.engine.model import TextModel
 
 
+INT32 = np.iinfo(np.int32)
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20
 CONSTRAINTS = 4096
@@ -74,7 +76,9 @@ class Preflight:
                 if self._stopping():
                     raise Interrupted
                 self._take(batch)
-                self._watcher.preparing(source.done, source.size, self._rows, self._quarantine.rows)
+                self._watcher.preparing(
+                    source.done, source.size, self._rows, self._quarantine.rows, self._tokens
+                )
             return self._finish(source)
         finally:
             self._quarantine.close()
@@ -179,7 +183,7 @@ class Preflight:
         if room < 1:
             raise _too_long(str(len(ids)), model.max_model_len)
         sampling = shortened(row.sampling, room)
-        _check_tokens(row, sampling.params.logit_bias, sampling.params.stop_token_ids, model.vocabulary)
+        _check_tokens(row, ids, sampling.params.logit_bias, sampling.params.stop_token_ids, model.vocabulary)
         greedy = sampling.params.greedy
         if greedy:
             seed = 0
@@ -253,21 +257,27 @@ def _too_long(tokens: str, longest: int) -> CallerError:
     )
 
 
-def _ids(prompt: list[int] | str | None) -> Ids:
+def _ids(prompt: TokenIds | None) -> Ids:
+    """Raises CallerError for numbers that are no ids at all; those of another model are seen later."""
     try:
-        return np.frombuffer(array("i", prompt or ()), dtype=np.int32)
+        given = (
+            prompt if isinstance(prompt, np.ndarray) else np.frombuffer(array("q", prompt or ()), np.int64)
+        )
     except (OverflowError, TypeError):
-        raise CallerError(
-            "a token id is out of range", remedy="give ids of this model's vocabulary"
-        ) from None
+        given = None
+    if given is None or (len(given) and not (INT32.min <= given.min() and given.max() <= INT32.max)):
+        raise CallerError("a token id is out of range", remedy="give ids of this model's vocabulary")
+    return given.astype(np.int32, copy=False)
 
 
-def _check_tokens(row: Asked, biased: dict[int, float], stops: tuple[int, ...], vocabulary: int) -> None:
+def _check_tokens(
+    row: Asked, ids: Ids, biased: dict[int, float], stops: tuple[int, ...], vocabulary: int
+) -> None:
     named = {"logit_bias": biased, "stop_token_ids": stops}
-    if isinstance(row.prompt, list):
-        named["prompt"] = (min(row.prompt), max(row.prompt))
-    for field, ids in named.items():
-        for token in ids:
+    if not isinstance(row.prompt, str):
+        named["prompt"] = (int(ids.min()), int(ids.max()))
+    for field, tokens in named.items():
+        for token in tokens:
             if not 0 <= token < vocabulary:
                 raise CallerError(
                     f"token id {token} in `{field}` is outside the vocabulary of {vocabulary}",

@@ -20,8 +20,9 @@ from shoal.jobs.bodies import (
 )
 from shoal.jobs.sampling import Sampler, Sampling
 from shoal.jobs.sources import Raw
-from shoal.jobs.templates import Layout
+from shoal.jobs.templates import Layout, TokenIds
 
+NOTHING_NAMED = Sampled()
 FORM_FIELDS = (*ShortRow.__struct_fields__, *Envelope.__struct_fields__)
 SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -37,7 +38,7 @@ class Asked(msgspec.Struct):
     id: str
     sampling: Sampling
     messages: list[dict[str, Any]] | None = None
-    prompt: str | list[int] | None = None
+    prompt: str | TokenIds | None = None
     chat: bool = False
     seed: int | None = None
     echo: bool = False
@@ -102,15 +103,15 @@ class RowReader:
         if layout.question is None:
             asked = self._read_object(line, layout.without_kept(value, FORM_FIELDS))
         else:
-            row = ShortRow(prompt=layout.question(value), id=layout.id_of(value))
-            asked = self._short_row(line, row)
+            asked = self._asked(line, _identifier(line, layout.id_of(value)), NOTHING_NAMED, None)
+            asked = self._with_prompt(asked, layout.question(value), None)
         asked.columns = kept
         return asked
 
     def _short_row(self, line: int, row: ShortRow) -> Asked:
         if (row.prompt is None) == (row.messages is None):
             raise CallerError("the row needs `prompt` or `messages`, one of them", remedy="give one of them")
-        identifier = f"row-{line}" if row.id is None else str(row.id)
+        identifier = _identifier(line, row.id)
         if row.messages is not None:
             logprobs = row.logprobs
             if isinstance(logprobs, bool) or logprobs is None:
@@ -148,9 +149,11 @@ class RowReader:
         asked.template_kwargs = template_kwargs
         return asked
 
-    def _with_prompt(self, asked: Asked, prompt: str | list[int] | None, echo: bool | None) -> Asked:
-        if not prompt:
+    def _with_prompt(self, asked: Asked, prompt: str | TokenIds | None, echo: bool | None) -> Asked:
+        if prompt is None or len(prompt) == 0:
             raise CallerError("the prompt is empty", remedy="give at least one character or token id")
+        if self._layout.examples and not isinstance(prompt, str):
+            raise CallerError("worked examples cannot go before token ids", remedy="give the prompt as text")
         if isinstance(prompt, str) and self._layout.chat and not echo:
             asked.chat = True
             asked.messages = self._layout.conversation([Message("user", prompt)])
@@ -160,6 +163,10 @@ class RowReader:
             asked.echo = True
             asked.sampling = self._sampler.echoing(asked.sampling)
         return asked
+
+
+def _identifier(line: int, named: str | int | None) -> str:
+    return f"row-{line}" if named is None else str(named)
 
 
 def _chat_logprobs(wanted: bool | None, top: int | None) -> int | None:

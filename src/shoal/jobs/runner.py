@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InternalError, OperatorError
+from shoal.engine.build import Prepared
 from shoal.jobs.answers import AnswerWriter, job_mark
+from shoal.jobs.course import Course
 from shoal.jobs.crew import Crew
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.files import remove
 from shoal.jobs.job import Job, Status, Stopping, Summary, Watcher
-from shoal.jobs.journal import Journal, differences
-from shoal.jobs.preflight import Preflight
-from shoal.jobs.results import ResultLine, Results, in_input_order, scan
-from shoal.jobs.sources import Source, sha256_of
+from shoal.jobs.journal import Journal
+from shoal.jobs.plan import Planner
+from shoal.jobs.results import Results, in_input_order, scan
+from shoal.jobs.session import Session, open_rows
 from shoal.jobs.spool import NOBODY, Spool
 from shoal.jobs.summary import Books
-from shoal.jobs.tables import open_source
 
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
-    from shoal.engine.model import TextModel
 
 
 PROGRESS_SECONDS = 1.0
@@ -37,18 +35,21 @@ SHOW_SECONDS = 0.1
 
 def run_job(
     job: Job,
-    model: TextModel,
+    prepared: Prepared,
     start: Callable[[], Engine],
     watcher: Watcher,
     stopping: Stopping = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
+    planner: Planner | None = None,
 ) -> Summary:
     """Do everything of ``job`` that is left to do.
 
     Args:
-        start: loads the weights; called once the rows are prepared, and only if one is left to run.
+        prepared: the engine that ``start`` builds.
+        start: loads the weights; called once the rows are planned, and only if one is left to run.
         stopping: asked between steps.
         clock: seconds, never running backwards.
+        planner: the engine's own, with what the caller knows of the answers; None takes a plain one.
 
     Raises:
         OperatorError: the job cannot be started or go on; names file and remedy. What is done stays done.
@@ -58,83 +59,19 @@ def run_job(
     try:
         journal = Journal(job.files)
         try:
-            return _Session(job, journal, source, model, start, watcher, stopping, clock).run()
+            run = _Run(job, journal, source, prepared, watcher, stopping)
+            return run.to_end(planner or Planner(prepared), start, clock)
         finally:
             journal.close()
     finally:
         source.close()
 
 
-def open_rows(job: Job) -> Source:
-    """The job's input, once it is clear that input and output can be used; nothing is written.
+class _Run(Session):
+    """A session that answers rows until none is left."""
 
-    Raises:
-        OperatorError: the input cannot be read, or the output is not this job's.
-    """
-    source = open_source(job.input, job.form, job.line_limit, job.layout.needs)
-    try:
-        _check_output(job)
-    except OperatorError:
-        source.close()
-        raise
-    return source
-
-
-def _check_output(job: Job) -> None:
-    """Refuse, before anything is written, an output that no journal speaks for.
-
-    Raises:
-        OperatorError: it exists and is not this kind of job's, or cannot be written.
-    """
-    output, journal = job.files.output, job.files.journal
-    if not output.parent.is_dir():
-        raise OperatorError(
-            f"there is no folder {output.parent}", where=str(output), remedy="create it, or name another"
-        )
-    if output.exists() and not output.is_file():
-        raise OperatorError("not a regular file", where=str(output), remedy="name a file to write")
-    if output.exists() and os.path.samefile(output, job.input):
-        raise OperatorError(
-            "input and output are one file", where=str(output), remedy="choose another with -o"
-        )
-    if _size(output) and not _size(journal):
-        raise OperatorError(
-            "the file exists and there is no journal for it, so it is not overwritten",
-            where=str(output),
-            remedy="choose another output with -o, or move the file away",
-        )
-
-
-def _size(path: Path) -> int:
-    """Bytes in the file, 0 where there is none."""
-    return path.stat().st_size if path.exists() else 0
-
-
-class _Session:
-    """What one process does for a job, while it holds the journal's lock."""
-
-    def __init__(
-        self,
-        job: Job,
-        journal: Journal,
-        source: Source,
-        model: TextModel,
-        start: Callable[[], Engine],
-        watcher: Watcher,
-        stopping: Stopping,
-        clock: Callable[[], float],
-    ) -> None:
-        self._job = job
-        self._files = job.files
-        self._journal = journal
-        self._source = source
-        self._model = model
-        self._start = start
-        self._watcher = watcher
-        self._stopping = stopping
+    def to_end(self, planner: Planner, start: Callable[[], Engine], clock: Callable[[], float]) -> Summary:
         self._clock = clock
-
-    def run(self) -> Summary:
         self._take_up()
         finished = self._journal.last("done")
         if finished is not None:
@@ -144,134 +81,29 @@ class _Session:
         try:
             self._journal.write("session", started=time.time(), durable=False)
             done = self._scan(spool)
-            left = int(np.count_nonzero((spool.leader != NOBODY) & ~done))
-            if left:
-                self._answer(spool, done, started)
+            if np.any((spool.leader != NOBODY) & ~done):
+                course = self._plan(planner, spool, done)
+                self._answer(start, course, spool, done, started)
             return self._finish()
         finally:
             spool.close()
 
-    def _take_up(self) -> None:
-        """Make sure that journal and output belong to this job; begin anew where nothing is answered."""
-        job = self._job
-        # The longest sequence may follow from the memory that was free; a flag for it is a parameter.
-        model = {name: value for name, value in self._model.identity.items() if name != "max_model_len"}
-        identity: dict[str, Any] = {
-            "model": model,
-            "parameters": job.parameters,
-            "input": {"path": str(job.input), "size": self._source.size},
-        }
-        identity = msgspec.json.decode(msgspec.json.encode(identity))
-        if self._journal.events:
-            changed = self._changes(identity)
-            if not changed:
-                return
-            if _size(self._files.output):
-                raise OperatorError(
-                    f"the output belongs to another job: {'; '.join(changed)}",
-                    where=str(self._files.output),
-                    remedy="run that job as it was, or choose another output with -o",
-                )
-            self._journal.clear()
-        elif _size(self._files.output):
-            raise OperatorError(
-                "the journal is empty but the output is not",
-                where=str(self._files.output),
-                remedy="choose another output with -o, or move the file away",
-            )
-        remove(self._files.spool)
-        self._journal.create(created=int(time.time()), **identity)
+    def _plan(self, planner: Planner, spool: Spool, done: npt.NDArray[np.bool_]) -> Course:
+        course, planned = planner.plan(spool, done, self._watcher, self._stopping)
+        self._journal.write("plan", durable=False, **msgspec.to_builtins(planned))
+        self._watcher.planned(planned)
+        return course
 
-    def _changes(self, identity: dict[str, Any]) -> list[str]:
-        old = self._journal.identity
-        changed = [f"model: {line}" for line in differences(old["model"], identity["model"])]
-        changed += [f"--{line}" for line in differences(old["parameters"], identity["parameters"])]
-        prepared = self._journal.last("prepared")
-        size, was = identity["input"]["size"], old["input"]["size"]
-        if size != was:
-            changed.append(f"the input had {was} bytes, now has {size}")
-        elif prepared is not None and sha256_of(self._job.input) != prepared["sha256"]:
-            changed.append("the input's contents changed")
-        return changed
-
-    def _finished_before(self, event: dict[str, Any]) -> Summary:
-        remove(self._files.spool)
-        if not self._files.output.exists():
-            raise OperatorError(
-                "the job is finished, but its output is gone",
-                where=str(self._files.output),
-                remedy=f"restore it, or remove {self._files.journal.name} to run the job again",
-            )
-        self._watcher.say("This job is finished already; nothing was run.")
-        if self._job.ordered:
-            in_input_order(self._files)
-        return Books.restore(event["summary"])
-
-    def _prepared(self) -> Spool:
-        """The spool, made now unless an earlier session finished it."""
-        event = self._journal.last("prepared")
-        if event is not None and _size(self._files.spool) == event["spool_bytes"]:
-            return Spool(self._files.spool)
+    def _answer(
+        self,
+        start: Callable[[], Engine],
+        course: Course,
+        spool: Spool,
+        done: npt.NDArray[np.bool_],
+        started: float,
+    ) -> None:
         try:
-            preflight = Preflight(self._job, self._model, self._watcher, self._stopping)
-            prepared = preflight.run(self._source)
-        except OperatorError:
-            self._forget()
-            if not self._job.strict:
-                remove(self._files.quarantine)
-            raise
-        if event is not None and event["sha256"] != prepared.sha256:
-            raise OperatorError(
-                "the input changed while the job was being prepared",
-                where=str(self._job.input),
-                remedy="run the same command again",
-            )
-        self._journal.write(
-            "prepared",
-            rows=prepared.rows,
-            bad=prepared.bad,
-            folded=prepared.folded,
-            tokens=prepared.tokens,
-            sha256=prepared.sha256,
-            spool_bytes=prepared.spool_bytes,
-        )
-        return Spool(self._files.spool)
-
-    def _forget(self) -> None:
-        """A job that was refused before it answered anything leaves nothing but its quarantine file."""
-        if not _size(self._files.output):
-            remove(self._files.spool)
-            self._journal.remove()
-
-    def _scan(self, spool: Spool) -> npt.NDArray[np.bool_]:
-        """Which rows have their line already."""
-        done = np.zeros(spool.rows, dtype=bool)
-        if not self._files.output.exists():
-            answered = self._journal.last("progress")
-            if answered is not None and answered["done"]:
-                raise OperatorError(
-                    f"the output is gone; the journal knows of {answered['done']} rows in it",
-                    where=str(self._files.output),
-                    remedy=f"restore it, or remove {self._files.journal.name} to begin again",
-                )
-            return done
-
-        def take(line: ResultLine, offset: int, size: int) -> None:
-            row = spool.row_of(line.shoal.line)
-            if row == NOBODY or done[row]:
-                raise OperatorError(
-                    f"the line for input line {line.shoal.line} does not belong there, or stands twice",
-                    where=str(self._files.output),
-                    remedy="restore the file, or move it away with its journal and begin again",
-                )
-            done[row] = True
-
-        scan(self._files, take)
-        return done
-
-    def _answer(self, spool: Spool, done: npt.NDArray[np.bool_], started: float) -> None:
-        try:
-            engine = self._start()
+            engine = start()
         except OperatorError:
             self._forget()
             raise
@@ -280,14 +112,16 @@ class _Session:
         created = self._journal.identity["created"]
         results = Results(self._files)
         writer = AnswerWriter(self._model, job_mark(self._journal.identity), created)
-        crew = Crew(engine, self._model.end_ids, spool, done, results, writer, self._job.window, status)
+        crew = Crew(
+            engine, self._model.end_ids, spool, course, done, results, writer, self._job.window, status
+        )
         try:
             self._loop(crew, engine, results, status, started)
         finally:
             results.close()
 
     def _loop(self, crew: Crew, engine: Engine, results: Results, status: Status, started: float) -> None:
-        shown = recorded = self._clock()
+        shown = recorded = begun = self._clock()
         while True:
             now = self._clock()
             crew.fill(now)
@@ -300,18 +134,19 @@ class _Session:
                 results.sync(now)
             if now - recorded >= PROGRESS_SECONDS:
                 recorded = now
-                self._record(status, engine, now - started)
+                self._record(status, engine, now - started, now - begun)
             if now - shown >= SHOW_SECONDS:
                 shown = now
                 self._watcher.running(status, now)
             if self._stopping():
                 results.sync(now)
-                self._record(status, engine, now - started)
+                self._record(status, engine, now - started, now - begun)
                 self._journal.write("interrupted", done=status.done)
                 raise Interrupted
-        results.sync(self._clock())
-        self._record(status, engine, self._clock() - started)
-        self._watcher.running(status, self._clock())
+        now = self._clock()
+        results.sync(now)
+        self._record(status, engine, now - started, now - begun)
+        self._watcher.running(status, now)
 
     def _step(self, crew: Crew, engine: Engine, now: float) -> None:
         if engine.idle:
@@ -319,13 +154,18 @@ class _Session:
         for finished in engine.step(now).finished:
             crew.take(finished)
 
-    def _record(self, status: Status, engine: Engine, seconds: float) -> None:
+    def _record(self, status: Status, engine: Engine, seconds: float, running: float) -> None:
+        counters = engine.scheduler.counters
         self._journal.write(
             "progress",
             durable=False,
             done=status.done,
-            computed=engine.scheduler.counters.computed,
+            computed=counters.computed,
+            prompt=counters.computed - counters.generated,
+            preemptions=counters.preemptions,
+            lost=counters.lost,
             seconds=round(seconds, 3),
+            running=round(running, 3),
         )
 
     def _finish(self) -> Summary:

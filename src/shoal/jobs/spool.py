@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from shoal.jobs.files import open_file, read_at, sync, write_all
 CHAT, COMPLETION = 0, 1
 NOBODY = -1
 WRITE_BYTES = 1 << 20
+READ_BYTES = 4 << 20
 
 
 class SpoolRow(msgspec.Struct, array_like=True):
@@ -47,6 +49,16 @@ class SpoolRow(msgspec.Struct, array_like=True):
     echo: str | None = None
     columns: bytes = b""
     model: str | None = None
+
+
+class Head(msgspec.Struct, array_like=True):
+    """The beginning of a ``SpoolRow``: what a plan reads of it."""
+
+    line: int
+    id: str
+    kind: int
+    ids: bytes
+    sampling: bytes
 
 
 def pack(params: SamplingParams) -> bytes:
@@ -143,6 +155,20 @@ class Spool:
     def read(self, row: int) -> SpoolRow:
         start = int(self.offset[row])
         return self._decoder.decode(self._read(start, int(self.offset[row + 1]) - start))
+
+    def heads(self, rows: npt.NDArray[np.int32]) -> Iterator[list[Head]]:
+        """The heads of ``rows``, which ascend, as many at a time as lie within READ_BYTES of the file."""
+        decode = msgspec.msgpack.Decoder(Head).decode
+        begin = 0
+        while begin < len(rows):
+            start = int(self.offset[rows[begin]])
+            end = int(np.searchsorted(self.offset, start + READ_BYTES, side="right")) - 1
+            stop = max(begin + 1, int(np.searchsorted(rows, end)))
+            offsets = self.offset[rows[begin:stop]] - start
+            ends = self.offset[rows[begin:stop] + 1] - start
+            data = memoryview(self._read(start, int(ends[-1])))
+            yield [decode(data[first:last]) for first, last in zip(offsets.tolist(), ends.tolist())]
+            begin = stop
 
     def followers(self, row: int) -> list[int]:
         """The rows that share the answer of leader ``row``, in input order."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.core.errors import CallerError, OperatorError
 from shoal.jobs.sources import (
@@ -19,6 +20,9 @@ from shoal.jobs.sources import (
     line_too_long,
     sha256_of,
 )
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMS = ("jsonl", "csv", "tsv", "parquet")
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".pq": "parquet"}
@@ -141,7 +145,10 @@ class Delimited:
 
 
 class Parquet:
-    """A Parquet file, read in batches of rows. A row's number counts from 1."""
+    """A Parquet file, read in batches of rows. A row's number counts from 1.
+
+    Columns that are lists of integers come as numpy arrays, one a row, the others as Python values.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         try:
@@ -154,7 +161,8 @@ class Parquet:
         with HashedFile(path) as file:
             self.size = file.size
         try:
-            self._file = ParquetFile(path)
+            # Without a buffer, a whole column of a row group is read at once.
+            self._file = ParquetFile(path, buffer_size=BUFFER)
             self._rows = max(1, self._file.metadata.num_rows)
         except Exception as error:
             raise self._damaged(error) from None
@@ -176,17 +184,38 @@ class Parquet:
         while True:
             try:
                 batch = next(batches, None)
-                listed: list[dict[str, Any]] = [] if batch is None else batch.to_pylist()
+                columns = [] if batch is None else [_values(column) for column in batch.columns]
             except Exception as error:
                 raise self._damaged(error) from None
             if batch is None:
                 return
-            for row in listed:
+            names = batch.schema.names
+            for values in zip(*columns):
                 self._read += 1
-                yield Raw(self._read, row)
+                yield Raw(self._read, dict(zip(names, values)))
 
     def sha256(self) -> str:
         return sha256_of(self._path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column: lists of integers as arrays over one buffer, whatever is null as None."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(kind.value_type)
+        column = column.cast(kind)
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not pa.types.is_integer(kind.value_type) or column.values.null_count:
+        listed: list[Any] = column.to_pylist()
+        return listed
+    numbers = column.values.to_numpy()
+    ends = column.offsets.to_numpy().tolist()
+    rows = [numbers[start:end] for start, end in itertools.pairwise(ends)]
+    if column.null_count:
+        rows = [row if valid else None for row, valid in zip(rows, column.is_valid().to_pylist())]
+    return rows

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 import jinja2.sandbox
 import msgspec
+import numpy as np
 
 from shoal.core.errors import CallerError, OperatorError
 from shoal.jobs.bodies import Message
 
-Question = Callable[[dict[str, Any]], str]
+TokenIds = list[int] | np.ndarray[Any, Any]
+Question = Callable[[dict[str, Any]], str | TokenIds]
+"""The prompt of a row of columns: a text, or token ids."""
 Turn = dict[str, Any]
 
 ID_COLUMNS = ("custom_id", "id")
@@ -27,7 +30,8 @@ def columns_of(pattern: str) -> list[str]:
 
 
 def from_pattern(pattern: str) -> Question:
-    """``'Label: {text}'``: ``{name}`` is a column, ``{{`` and ``}}`` are braces.
+    """``'Label: {text}'``: ``{name}`` is a column, ``{{`` and ``}}`` are braces. Where the pattern is one
+    column alone and a row has a list of integers there, these are its token ids.
 
     Raises:
         OperatorError: a lone brace or an empty name.
@@ -39,14 +43,30 @@ def from_pattern(pattern: str) -> Question:
                 remedy="write {column}, or {{ and }} for braces",
             )
 
-    def question(columns: dict[str, Any]) -> str:
+    lone = FIELD.fullmatch(pattern)
+    only = lone.group(1) if lone else None
+
+    def question(columns: dict[str, Any]) -> str | TokenIds:
         def value(found: re.Match[str]) -> str:
             name = found.group(1)
             return found.group()[0] if name is None else as_text(columns, name)
 
+        if only is not None and _are_ids(found := columns.get(only)):
+            return found
         return FIELD.sub(value, pattern)
 
     return question
+
+
+def _are_ids(value: Any) -> TypeGuard[TokenIds]:
+    if isinstance(value, list):
+        return bool(value) and all(type(item) is int for item in value)
+    return isinstance(value, np.ndarray)
+
+
+def plain(value: Any) -> Any:
+    """A column's value as JSON and templates know values: an array as a list."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def as_text(columns: dict[str, Any], name: str) -> str:
@@ -58,7 +78,7 @@ def as_text(columns: dict[str, Any], name: str) -> str:
     if columns.get(name) is None:
         state = "null" if name in columns else "missing"
         raise CallerError(f"column `{name}` is {state}", remedy="fill it in, or leave the row out")
-    value = columns[name]
+    value = plain(columns[name])
     if isinstance(value, str):
         return value
     return msgspec.json.encode(value).decode() if isinstance(value, (dict, list, bool)) else str(value)
@@ -82,7 +102,8 @@ def from_jinja(text: str, where: str) -> Question:
 
     def question(columns: dict[str, Any]) -> str:
         try:
-            return template.render(**{"row": columns, **{str(name): columns[name] for name in columns}})
+            values = {name: plain(columns[name]) for name in columns}
+            return template.render(**{"row": values, **{str(name): values[name] for name in values}})
         except Exception as error:
             # Whatever a template does with the values of one row must not end the others.
             raise CallerError(
@@ -135,7 +156,7 @@ class Layout:
         if not self.keep:
             return b""
         try:
-            return msgspec.json.encode({name: columns.get(name) for name in self.keep})
+            return msgspec.json.encode({name: plain(columns.get(name)) for name in self.keep})
         except TypeError as error:
             raise CallerError(f"a kept column cannot be written: {error}", remedy="convert it") from None
 

@@ -1,0 +1,71 @@
+"""The course of a job: its rows in the order in which they run, and what each shares with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.request import SharedPrefix
+from shoal.jobs.spool import NOBODY, Spool
+from shoal.reuse.planning import JobPlan
+
+I32 = npt.NDArray[np.int32]
+CHUNK = 1 << 16
+
+
+class Turn(NamedTuple):
+    """A row whose turn it is; the rest as in ``Request``."""
+
+    row: int
+    domain: int = 0
+    shared: int | None = None
+    path: tuple[SharedPrefix, ...] = ()
+
+
+class Course:
+    """Windows of rows, one after the other. Rows of different windows share nothing, so that what a plan says
+    of each holds whatever the cache still has of the one before.
+
+    Args:
+        windows: (spool rows of the window, shape (m,), and the plan over them).
+    """
+
+    def __init__(self, windows: list[tuple[I32, JobPlan]]) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows, _ in self.windows)
+
+    def __iter__(self) -> Iterator[Turn]:
+        for number, (rows, plan) in enumerate(self.windows):
+            node = -2
+            for start in range(0, len(plan.order), CHUNK):
+                for place in plan.order[start : start + CHUNK].tolist():
+                    if plan.node[place] != node:
+                        node = plan.node[place]
+                        path = plan.path(place)
+                    domain = number if plan.nested else plan.domain(place)
+                    yield Turn(int(rows[place]), domain, plan.shared(place), path)
+
+
+def rows_to_run(spool: Spool, done: npt.NDArray[np.bool_]) -> I32:
+    """The rows that the engine must answer, ascending. A follower is answered by its leader, unless that one
+    is done already and the follower's line is missing; then the first such follower answers for the rest."""
+    found = []
+    for start in range(0, spool.rows, CHUNK):
+        heads = spool.leader[start : start + CHUNK]
+        rows = np.arange(start, start + len(heads), dtype=np.int32)
+        wanted = (heads != NOBODY) & ~done[start : start + CHUNK]
+        wanted &= (heads == rows) | done[np.maximum(heads, 0)]
+        found.append(rows[wanted])
+    every = np.concatenate(found) if found else np.zeros(0, dtype=np.int32)
+    orphans = np.flatnonzero(spool.leader[every] != every)
+    if not len(orphans):
+        return every
+    _, first = np.unique(spool.leader[every[orphans]], return_index=True)
+    later = np.ones(len(orphans), dtype=bool)
+    later[first] = False
+    return np.delete(every, orphans[later])

@@ -1,0 +1,92 @@
+"""The second phase of a job: which rows run when, what they share, and how many tokens that computes.
+
+Made from the spool over the rows that are left to run, again in every session: a job that goes on plans what
+remains of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.policies import make
+from shoal.core.policy import ForestView, Reuse
+from shoal.engine.build import Prepared, policies
+from shoal.jobs.course import Course, rows_to_run
+from shoal.jobs.forests import WINDOW_PAGES, ForestReader
+from shoal.jobs.job import Planned, Stopping, Watcher
+from shoal.jobs.lengths import AnswerLengths
+from shoal.jobs.spool import Spool
+from shoal.reuse.arrival import Arrival
+from shoal.reuse.planning import JobPlan, make_plan
+from shoal.reuse.tree import Tree
+
+Look = Callable[[ForestView], None]
+
+
+class Planner:
+    """Plans what is left of a job for one engine.
+
+    Args:
+        expected_tokens: tokens expected of an answer that may end by itself; None takes ``max_tokens``.
+        window_pages: pages of prompts planned together at most.
+    """
+
+    def __init__(
+        self, prepared: Prepared, expected_tokens: int | None = None, window_pages: int = WINDOW_PAGES
+    ) -> None:
+        config = prepared.config
+        chosen = policies(config)
+        self.shares = config.prefix_reuse and config.layout != "slots"
+        self.reuse: Reuse = chosen.reuse if self.shares else Arrival()
+        # Pins are what keeps a planned prefix until its last member, and depth-first order lasts only as long
+        # as nobody sorts again.
+        self._kept = chosen.retention == make("retention", "planned") and chosen.order == make(
+            "order", "fcfs"
+        )
+        self._reader = ForestReader(
+            AnswerLengths(prepared.model, expected_tokens), config.page_size, self.shares, window_pages
+        )
+
+    def plan(
+        self,
+        spool: Spool,
+        done: npt.NDArray[np.bool_],
+        watcher: Watcher,
+        stopping: Stopping = lambda: False,
+        look: Look | None = None,
+    ) -> tuple[Course, Planned]:
+        """The course of the rows that are left, and its figures.
+
+        Args:
+            done: shape (rows,), bool: rows that have their line.
+            look: shown every forest, as long as it is there.
+
+        Raises:
+            OperatorError: the spool cannot be read.
+            Interrupted: asked to stop.
+        """
+        windows: list[tuple[npt.NDArray[np.int32], JobPlan]] = []
+        figures = Planned(policy=repr(self.reuse), shares=self.shares, exact=True)
+        for rows, forest, bounded in self._reader.windows(spool, rows_to_run(spool, done), watcher, stopping):
+            plan = make_plan(self.reuse, forest, figures.nodes)
+            windows.append((rows, plan))
+            self._count(figures, plan, forest, bounded)
+            if look is not None:
+                look(forest)
+        return Course(windows), figures
+
+    def _count(self, figures: Planned, plan: JobPlan, forest: ForestView, bounded: int) -> None:
+        copies = forest.copies.astype(np.int64)
+        figures.windows += 1
+        figures.rows += len(copies)
+        figures.requests += int(copies.sum())
+        figures.prompt_tokens += plan.tokens
+        figures.computed += plan.total
+        figures.answer_tokens += int((copies * forest.answer).sum())
+        figures.bounded += bounded
+        figures.nodes += len(forest.parent)
+        figures.levels = max(figures.levels, len(Tree(forest).levels))
+        figures.exact &= (plan.pinned and self._kept) or plan.total == plan.tokens
