@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -14,10 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.core.errors import InternalError
+from shoal.core.policy import Admission, Range
 from shoal.core.request import Finished, FinishReason, Request, SamplingParams, SharedPrefix
 from shoal.jobs import trace
 from shoal.jobs.recorder import Recorder
 from shoal.jobs.trace import Bins, Histogram, Trace
+from shoal.memory.retention.lru import LRU
+from shoal.schedule.order.fcfs import FCFS
+from shoal.schedule.victim.last import Last
+
+
+class Portions(Admission):
+    """In portions.
+
+    More of it.
+    """
+
+    def __init__(self, rows: Annotated[int, Range(1, 99)] = 7) -> None:
+        self.rows = rows
 
 
 class Engine:
@@ -27,9 +42,19 @@ class Engine:
         ledger = SimpleNamespace(total=pages, free=pages, cached=0)
         names = ("steps", "computed", "generated", "emitted", "cached", "preemptions", "lost")
         self.counters = SimpleNamespace(**dict.fromkeys(names, 0))
-        self.memory = SimpleNamespace(ledger=ledger)
-        self.scheduler = SimpleNamespace(counters=self.counters, running=np.arange(3), waiting=2)
+        self.memory = SimpleNamespace(ledger=ledger, retention=LRU())
+        self.scheduler = SimpleNamespace(
+            counters=self.counters,
+            running=np.arange(3),
+            waiting=2,
+            max_running=8,
+            max_length=64,
+            order=FCFS(),
+            admission=Portions(),
+            victim=Last(),
+        )
         self.executor = SimpleNamespace(page_size=16)
+        self.vocabulary = 259
 
     def did(self, prompt: int, generated: int) -> None:
         self.counters.steps += 1
@@ -45,9 +70,12 @@ def finished(
     tokens: int = 3,
     cached: int = 0,
     path: tuple[SharedPrefix, ...] = (),
+    first_id: int = 1,
     preemptions: int = 0,
 ) -> Finished:
-    request = Request(id="r", prompt=np.ones(prompt, dtype=np.int32), params=SamplingParams(), path=path)
+    request = Request(
+        id="r", prompt=np.full(prompt, first_id, dtype=np.int32), params=SamplingParams(), path=path
+    )
     return Finished(
         handle=0,
         request=request,
@@ -128,7 +156,7 @@ def test_a_resumed_job_tells_of_both_sessions(tmp_path: Path) -> None:
         made.save(0.0, force=True)
     note = Recorder(tmp_path / "trace", "mark").trace
     assert [entry.start for entry in note.sessions] == [0.0, 10.0]
-    assert note.sessions[1].ended - note.sessions[1].began == pytest.approx(10.0)
+    assert [(entry.seconds, entry.prompt, entry.generated) for entry in note.sessions] == [(10.0, 70, 10)] * 2
     assert (sum(note.bins.prompt), sum(note.bins.generated), note.seconds) == (140, 20, 20.0)
     assert note.phases == {"loading weights": 4.0}
     assert [row.id for row in note.slowest] == ["row 1", "row 0"]
@@ -184,7 +212,7 @@ def test_each_planned_prefix_is_credited_with_its_own_stretch(tmp_path: Path) ->
     made = recorder(tmp_path, Engine())
     path = (SharedPrefix(3, 32, 10), SharedPrefix(8, 64, 4))
     for cached in (0, 48, 64, 80):
-        made.row(5, "r", [finished(cached=cached, path=path)])
+        made.row(5, "r", [finished(cached=cached, path=path, prompt=90)])
     made.row(6, "s", [finished(cached=16)])
     savings = made.trace.savings
     assert [(group.start, group.tokens, group.requests) for group in savings.groups.values()] == [
@@ -196,20 +224,34 @@ def test_each_planned_prefix_is_credited_with_its_own_stretch(tmp_path: Path) ->
     assert sum(group.saved for group in savings.groups.values()) + savings.unplanned == 48 + 64 + 80 + 16
 
 
+def test_a_prefix_is_the_same_group_whatever_its_number(tmp_path: Path) -> None:
+    for node in (3, 8):
+        made = recorder(tmp_path, Engine())
+        path = (SharedPrefix(node, 32, node),)
+        made.row(node, "r", [finished(cached=32, path=path, prompt=40)])
+        made.row(node, "r", [finished(cached=32, path=(SharedPrefix(9, 32, 2),), prompt=40, first_id=7)])
+        made.save(0.0, force=True)
+    groups = list(made.trace.savings.groups.values())
+    assert [(group.line, group.members, group.requests, group.saved) for group in groups] == [
+        (3, 8, 2, 64),
+        (3, 2, 2, 64),
+    ]
+
+
 def test_many_groups_take_bounded_room_and_the_largest_stay(tmp_path: Path) -> None:
     made = recorder(tmp_path, Engine())
     root = SharedPrefix(0, 16, 10**6)
-    for node in range(1, 3 * trace.MOST_GROUPS):
+    count = 3 * trace.MOST_GROUPS
+    for node in range(1, count):
         saved = 32 if node % 1000 else 48
-        made.row(node, "r", [finished(cached=saved, path=(root, SharedPrefix(node, 48, 2)))])
+        path = (root, SharedPrefix(node, 48, 2))
+        made.row(node, "r", [finished(cached=saved, path=path, prompt=48, first_id=node)])
     savings = made.trace.savings
     groups = savings.groups
     assert len(groups) <= trace.MOST_GROUPS
-    assert groups[0].requests == 3 * trace.MOST_GROUPS - 1
-    assert set(range(1000, 3 * trace.MOST_GROUPS, 1000)) <= groups.keys()
-    assert len(groups) + savings.others == 3 * trace.MOST_GROUPS
+    assert set(range(1000, count, 1000)) <= {group.line for group in groups.values()}
     total = sum(group.saved for group in groups.values()) + savings.others_saved
-    assert total == 32 * (3 * trace.MOST_GROUPS - 1) + 16 * 12
+    assert total == 32 * (count - 1) + 16 * 12
 
 
 @given(st.lists(st.floats(1e-6, 1e6) | st.integers(0, 10**6), min_size=1, max_size=50))
@@ -225,6 +267,14 @@ def test_a_histogram_knows_every_value_closely(values: list[float]) -> None:
         assert found.quantile(share) == pytest.approx(exact, rel=1 / 64)
     assert sum(count for _, _, count in found.bins()) == len(values)
     assert all(low <= high for low, high, _ in found.bins())
+
+
+def test_the_settings_in_force_are_kept(tmp_path: Path) -> None:
+    made = recorder(tmp_path, Engine())
+    policies = {name: (value, note) for name, value, note in made.trace.settings["Policies"]}
+    assert policies["order"] == ("FCFS()", inspect.getdoc(FCFS).split("\n")[0])
+    assert policies["admission"] == ("Portions(rows=7)", "In portions. (rows 1 to 99)")
+    assert ("KV pool", "1,600 tokens", "100 pages of 16") in made.trace.settings["Engine"]
 
 
 def test_small_whole_numbers_have_a_bin_each() -> None:

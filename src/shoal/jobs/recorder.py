@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.core.errors import ShoalError
-from shoal.core.request import Finished
+from shoal.core.request import Finished, Ids, SharedPrefix
 from shoal.jobs import trace
 from shoal.jobs.files import remove
+from shoal.jobs.settings import settings_of
 from shoal.jobs.trace import FailedRow, Group, Session, SlowRow, Trace
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class _Meter:
         self._ledger = engine.memory.ledger
         self._pages = engine.memory.ledger.total
         self._trace = note
-        self._session = Session(note.seconds, wall, self._pages, engine.executor.page_size, wall)
+        self._session = Session(note.seconds, wall, self._pages, engine.executor.page_size)
         note.sessions.append(self._session)
         self._began = self._opened = self._last = now
         self._due = now + note.span
@@ -80,7 +82,9 @@ class _Meter:
         bins.waiting.append(self._waiting)
         bins.fullest.append(self._pages - self._least_left)
         self._seen, self._opened = counted, now
-        self._session.ended = self._session.began + now - self._began
+        session, counters = self._session, self._scheduler.counters
+        session.seconds, session.lost = now - self._began, counters.lost
+        session.prompt, session.generated = counters.computed - counters.generated, counters.generated
         self._clear()
         if len(bins) >= trace.MOST_BINS:
             self._trace.thin()
@@ -108,6 +112,7 @@ class Recorder:
         heapq.heapify(self._slowest)
         self._saved = 0.0
         self._meter: _Meter | None = None
+        self._groups: dict[int, Group] = {}
 
     # Time
 
@@ -119,6 +124,7 @@ class Recorder:
     def begin(self, engine: Engine, now: float, wall: float) -> None:
         """The first step comes next. ``now`` is on the clock of ``step``; ``wall`` is Unix time."""
         self._meter = _Meter(engine, self.trace, now, wall)
+        self.trace.settings = settings_of(engine)
         self._saved = now
 
     def step(self, now: float) -> None:
@@ -194,20 +200,29 @@ class Recorder:
 
     def _save_for(self, answer: Finished, line: int) -> None:
         """What came from the cache goes to the planned prefixes that hold it, each its own stretch."""
-        savings, start, cached = self.trace.savings, 0, answer.cached
+        start, cached = 0, answer.cached
         for prefix in answer.request.path:
-            group = savings.groups.get(prefix.node)
-            if group is None:
-                if len(savings.groups) >= trace.MOST_GROUPS:
-                    savings.thin()
-                group = Group(prefix.node, start, prefix.tokens, prefix.members, line)
-                savings.groups[prefix.node] = group
+            group = self._groups.get(prefix.node) or self._group(prefix, start, answer.request.prompt, line)
             group.requests += 1
             if cached > start:
                 group.saved += min(cached, prefix.tokens) - start
             start = prefix.tokens
         if cached > start:
-            savings.unplanned += cached - start
+            self.trace.savings.unplanned += cached - start
+
+    def _group(self, prefix: SharedPrefix, start: int, prompt: Ids, line: int) -> Group:
+        """The group of a prefix that this session has not met yet, or has forgotten."""
+        savings = self.trace.savings
+        if len(savings.groups) >= trace.MOST_GROUPS:
+            savings.thin()
+            # Those left out must not be added to any more.
+            self._groups.clear()
+        digest = blake2b(prompt[: prefix.tokens].tobytes(), digest_size=7).digest()
+        fresh = Group(start, prefix.tokens, prefix.members, line)
+        group = savings.groups.setdefault(int.from_bytes(digest), fresh)
+        group.members = max(group.members, prefix.members)
+        self._groups[prefix.node] = group
+        return group
 
     # The file
 

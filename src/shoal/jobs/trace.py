@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from itertools import accumulate
+from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -65,17 +67,19 @@ class Bins(msgspec.Struct):
 
     def merged(self, most: int) -> Bins:
         """The same time in at most ``most`` bins: neighbours are added up, so every total stays."""
-        size = -(-len(self) // most) if most > 0 else 1
-        if size <= 1:
-            return self
-        columns = {name: getattr(self, name) for name in self.__struct_fields__}
-        starts = range(0, len(self), size)
-        return Bins(
-            **{
-                name: [(max if name == "fullest" else sum)(column[start : start + size]) for start in starts]
-                for name, column in columns.items()
-            }
-        )
+        size = -(-len(self) // most)
+        return self if size <= 1 else self.joined([*range(0, len(self), size), len(self)])
+
+    def joined(self, borders: list[int]) -> Bins:
+        """One bin for each stretch of bins from one of these ascending numbers up to the next."""
+
+        def column(name: str) -> list[float]:
+            add: Callable[[list[float]], float] = max if name == "fullest" else sum
+            values = getattr(self, name)
+            return [add(values[start:end]) for start, end in pairwise(borders)]
+
+        columns: dict[str, Any] = {name: column(name) for name in self.__struct_fields__}
+        return Bins(**columns)
 
 
 class Histogram(msgspec.Struct):
@@ -173,16 +177,15 @@ class FailedRow(msgspec.Struct):
 
 
 class Group(msgspec.Struct, array_like=True):
-    """A planned prefix and what sharing it saved.
+    """A prefix that a plan knew, and what sharing it saved.
 
     Attributes:
-        node: its number in the plan; ``start`` and ``tokens``: where its own stretch begins and ends.
-        members: requests that the plan counted; ``requests``: those that ended.
+        start, tokens: where its own stretch begins, and where it ends.
+        members: most requests that a plan counted with it; ``requests``: those that ended.
         saved: tokens of its stretch that these took from the cache.
         line: input line of one of its rows, whose prompt shows the text.
     """
 
-    node: int
     start: int
     tokens: int
     members: int
@@ -194,6 +197,7 @@ class Group(msgspec.Struct, array_like=True):
 class Savings(msgspec.Struct):
     """Prompt tokens taken from the cache: by planned prefix, and beyond any.
 
+    groups: by the digest of the prefix, because every session of a job plans anew and numbers as it likes.
     others, others_saved: groups no longer kept one by one, the least saving ones, and what they saved.
     """
 
@@ -204,22 +208,31 @@ class Savings(msgspec.Struct):
 
     def thin(self) -> None:
         """Keep the half that saved most one by one."""
-        ranked = sorted(self.groups.values(), key=lambda group: group.saved, reverse=True)
-        for group in ranked[MOST_GROUPS // 2 :]:
-            del self.groups[group.node]
+        ranked = sorted(self.groups, key=lambda digest: self.groups[digest].saved, reverse=True)
+        for digest in ranked[MOST_GROUPS // 2 :]:
             self.others += 1
-            self.others_saved += group.saved
+            self.others_saved += self.groups.pop(digest).saved
 
 
 class Session(msgspec.Struct):
-    """One process that ran rows. start: seconds on the axis of the bins; began: wall clock (Unix time) of its
-    first step; pages, page_size: of its KV pool."""
+    """One process that ran rows.
+
+    Attributes:
+        start: seconds on the axis of the bins. began: Unix time of its first step.
+        pages, page_size: of its KV pool.
+        seconds: from its first step to its last, as far as it was recorded.
+        prompt, generated: rows that it computed, of prompts and of answers.
+        lost: of these, computed again after somebody had to yield.
+    """
 
     start: float
     began: float
     pages: int
     page_size: int
-    ended: float = 0.0
+    seconds: float = 0.0
+    prompt: int = 0
+    generated: int = 0
+    lost: int = 0
 
 
 class Trace(msgspec.Struct):
@@ -228,6 +241,7 @@ class Trace(msgspec.Struct):
     Attributes:
         mark: of the job; a trace with another one is not this job's.
         phases: seconds spent on what comes before the first step, by name, over all sessions.
+        settings: those of the latest session, by heading: (name, value, what it means).
         span: least length of a bin, in seconds.
         latency, first_token, queue: seconds from handing a row to the engine. prompt, answer: tokens.
         waited, prefilled, decoded: seconds of all answered rows together in each part of their way.
@@ -237,6 +251,7 @@ class Trace(msgspec.Struct):
     version: int
     mark: str
     phases: dict[str, float] = {}
+    settings: dict[str, list[tuple[str, str, str]]] = {}
     sessions: list[Session] = []
     bins: Bins = msgspec.field(default_factory=Bins)
     span: float = FIRST_SPAN
