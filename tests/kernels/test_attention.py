@@ -74,8 +74,8 @@ class Step:
         page = self.pages[self.first_page[run] + place // self.case.page_size]
         return page * self.case.page_size + place % self.case.page_size
 
-    def computed(self, scale: float) -> torch.Tensor:
-        groups = group_reads(
+    def groups(self) -> list[attention.Group]:
+        return group_reads(
             self.first_row,
             self.rows,
             self.start,
@@ -87,7 +87,9 @@ class Step:
             window=self.case.window,
             device=torch.device("cpu"),
         )
-        return attend(self.query, self.keys, self.values, groups, scale)
+
+    def computed(self, scale: float) -> torch.Tensor:
+        return attend(self.query, self.keys, self.values, self.groups(), scale)
 
     def defined(self, scale: float) -> torch.Tensor:
         output = torch.empty(self.query.shape, dtype=torch.float64)
@@ -148,6 +150,63 @@ def test_a_window_reads_its_own_pages_only() -> None:
     step.keys.index_fill_(1, torch.from_numpy(step.pages[: (4000 - 63) // 16]), torch.inf)
     step.values.index_fill_(1, torch.from_numpy(step.pages[: (4000 - 63) // 16]), torch.inf)
     torch.testing.assert_close(step.computed(0.5).double(), step.defined(0.5), atol=2e-5, rtol=1e-4)
+
+
+@st.composite
+def neighbours(draw):
+    """Runs of one page each, on pages that follow each other here and there; several runs may be pieces."""
+    count = draw(st.integers(1, 7))
+    rows = st.just(1) | st.integers(1, 30)
+    runs = draw(st.lists(st.tuples(st.integers(0, 90), rows), min_size=count, max_size=count))
+    shape = (draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.sampled_from([4, 8])))
+    case = Case(runs, 128, *shape, draw(st.none() | st.integers(1, 60)), draw(st.integers(0, 2**32 - 1)))
+    return case, draw(st.permutations(range(count)))
+
+
+def placed(case: Case, order: list[int]) -> Step:
+    """Slots that hold no number lie in pages that nobody reads; in others stands what was left there."""
+    step = Step(case)
+    for cache in (step.keys, step.values):
+        used = cache[:, step.pages].nan_to_num(nan=7.0)
+        cache.fill_(torch.nan)
+        cache[:, 1 + np.array(order)] = used
+    step.pages = 1 + np.array(order)
+    return step
+
+
+@given(neighbours())
+@settings(max_examples=size(60, 600), deadline=None)
+def test_pages_as_long_as_sequences_are_read_where_they_lie(drawn) -> None:
+    step = placed(*drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "PIECE_ROWS", 8)
+        gathered = attention._gather
+        patch.setattr(attention, "_gather", None)
+        found = step.computed(0.5)
+        patch.setattr(attention, "_gather", gathered)
+        patch.setattr(attention, "LONG_PAGE", 1 << 20)
+        wanted = step.computed(0.5)
+    torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found.double(), step.defined(0.5), atol=2e-5, rtol=1e-4)
+
+
+@given(neighbours())
+@settings(max_examples=size(30, 300), deadline=None)
+def test_what_is_no_number_in_a_place_that_is_read_changes_nothing(drawn) -> None:
+    """Left there by a sequence that overflowed; beyond the positions of the present one."""
+    step = Step(drawn[0])
+    torch.testing.assert_close(step.computed(0.5).double(), step.defined(0.5), atol=2e-5, rtol=1e-4)
+
+
+def test_neighbours_of_equal_length_are_one_group_and_no_more_is_read_than_needed() -> None:
+    step = placed(Case([(100 + i, 1) for i in range(6)], 2048, 2, 2, 8, 32, 1), [3, 0, 1, 2, 5, 4])
+    groups = step.groups()
+    assert [(group.pieces, group.place) for group in groups] == [(6, 1)]
+    assert groups[0].part == slice(64, 112)
+    step = placed(Case([(100, 1), (1000, 1), (110, 1), (101, 1)], 2048, 2, 2, 8, None, 1), [0, 1, 2, 3])
+    assert [group.pieces for group in step.groups()] == [1, 1, 2], (
+        "short ones do not read a long one's length"
+    )
 
 
 def test_bfloat16_is_scored_in_float32() -> None:

@@ -5,7 +5,8 @@ A layer's K and V are each (kv_heads, pages, page_size, head_size); a position's
 may read what other runs of the same step write.
 
 What to read is said once a step, as groups of equal shape, and used by every layer with the same window.
-A long run is cut into pieces of rows, so that no tensor of scores grows with the prompt.
+A long run is cut into pieces of rows, so that no tensor of scores grows with the prompt. Where pages are as
+long as sequences, pieces on neighbouring pages are read where they lie; others are gathered first.
 """
 
 from __future__ import annotations
@@ -29,13 +30,21 @@ PIECE_ROWS = 256
 """Rows of one run that are scored together: fewer waste less on masked keys, more make better products."""
 PADDING, FREE_PADDING = 1.25, 64
 """Pieces share a group while the longest is at most so many times, and so many slots, above the shortest."""
+LONG_PAGE = 128
+"""Pages of at least so many slots are read where they lie, if every piece has but one."""
+PLACE_PADDING, FREE_PLACE_PADDING = 1.5, 256
+"""Neighbours share a group while it reads at most so many times, or so many slots above, what they need."""
+ALIGNED = 16
+"""A part of a page that is read begins and ends at multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """N pieces of r rows each, reading up to L = P * page_size slots each.
+    """N pieces of r rows each, reading L slots each: P whole pages, or with P = 1 a part of one.
 
     rows: (N * r,), int64, row indices; piece after piece. pages: (N * P,), int64.
+    part: the slots read of each page, in all L / P.
+    place: pages are ``place .. place + N - 1`` and may be read where they lie; None if not.
     hidden: (N, 1, r, L), bool, true where the row must not see the slot.
     padding: slots among the N * L gathered that belong to no position of the piece, int64.
     """
@@ -43,6 +52,8 @@ class Group:
     pieces: int
     rows: Tensor
     pages: Tensor
+    part: slice
+    place: int | None
     hidden: Tensor
     padding: Tensor
 
@@ -74,12 +85,20 @@ def group_reads(
     first = np.zeros_like(begin) if window is None else np.maximum(0, begin - window + 1) // page_size
     base = first * page_size
     length = begin + taken - base
-    order = np.lexsort((length, taken))
     columns = [first_row[run] + done, taken, begin, base, length, first_page[run] + first]
+    # Elsewhere the look at the result that reading in place needs would wait for the device.
+    in_place = page_size >= LONG_PAGE and device.type == "cpu" and bool(np.all(length <= page_size))
+    if in_place:
+        place = pages[columns[5]]
+        order = np.lexsort((begin, place, taken))
+        ends = _place_borders(taken[order].tolist(), length[order].tolist(), place[order].tolist(), heads)
+    else:
+        order = np.lexsort((length, taken))
+        ends = _borders(taken[order].tolist(), length[order].tolist(), heads, kv_width)
     table = np.stack(columns, axis=1)[order]
     groups, start_at = [], 0
-    for end in _borders(table[:, 1].tolist(), table[:, 4].tolist(), heads, kv_width):
-        groups.append(_group(table[start_at:end], pages, page_size, window, device))
+    for end in ends:
+        groups.append(_group(table[start_at:end], pages, page_size, window, device, in_place))
         start_at = end
     return groups
 
@@ -101,13 +120,12 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, groups: list[Group], sca
         count = group.pieces
         asked = query.index_select(0, group.rows).view(count, -1, kv_heads, share, size)
         rows = asked.shape[1]
-        # (kv_heads * N, share * r, size): the query heads of one kv head are more rows of one product.
-        asked = asked.permute(2, 0, 3, 1, 4).reshape(kv_heads * count, share * rows, size).float() * scale
-        key = _gather(keys, group, clear=False)
-        scores = torch.bmm(asked, key.transpose(1, 2)).view(kv_heads, count, share, rows, -1)
+        # (kv_heads, N, share * r, size): the query heads of one kv head are more rows of one product.
+        asked = asked.permute(2, 0, 3, 1, 4).reshape(kv_heads, count, share * rows, size).float() * scale
+        scores = _products(asked, _read(keys, group).transpose(2, 3)).view(kv_heads, count, share, rows, -1)
         scores.masked_fill_(group.hidden, float("-inf"))
-        weights = torch.softmax(scores, dim=-1).view(kv_heads * count, share * rows, -1)
-        mixed = torch.bmm(weights, _gather(values, group, clear=True))
+        weights = torch.softmax(scores, dim=-1).view(kv_heads, count, share * rows, -1)
+        mixed = _mix(weights, values, group)
         mixed = mixed.view(kv_heads, count, share, rows, size).permute(1, 3, 0, 2, 4)
         output.index_copy_(0, group.rows, mixed.reshape(count * rows, heads * size).to(query.dtype))
     return output
@@ -119,17 +137,46 @@ def write(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
     cache.view(kv_heads, -1, size).index_copy_(1, slots, rows.transpose(0, 1).to(cache.dtype))
 
 
-def _gather(cache: Tensor, group: Group, *, clear: bool) -> Tensor:
-    """The pages of a group side by side, (kv_heads * N, L, head_size), float32.
+def _mix(weights: Tensor, values: Tensor, group: Group) -> Tensor:
+    """weights . values, (kv_heads, N, rows, head_size).
 
-    ``clear`` zeroes slots that belong to no position: a weight of nothing times a value that is not a
-    number would still not be a number.
+    Slots that belong to no position have no weight, but nothing times a value that is not a number would
+    still not be a number. Gathered, they are zeroed; in place they are whatever was there before, and where
+    it shows in the result the group is gathered after all.
     """
+    if group.place is not None:
+        mixed = _products(weights, _read(values, group))
+        if not mixed.sum().isnan():
+            return mixed
+    gathered = _gather(values, group)
+    gathered.view(gathered.shape[0], -1, gathered.shape[3]).index_fill_(1, group.padding, 0)
+    return _products(weights, gathered.float())
+
+
+def _read(cache: Tensor, group: Group) -> Tensor:
+    """What a group reads, (kv_heads, N, L, head_size), float32; the cache itself where that can be."""
+    if group.place is None:
+        return _gather(cache, group).float()
+    return cache[:, group.place : group.place + group.pieces, group.part].float()
+
+
+def _gather(cache: Tensor, group: Group) -> Tensor:
+    """The pages of a group side by side, a copy (kv_heads, N, L, head_size) of the cache's type."""
     kv_heads, _, _, size = cache.shape
-    found = cache.index_select(1, group.pages).view(kv_heads, -1, size)
-    if clear:
-        found.index_fill_(1, group.padding, 0)
-    return found.view(kv_heads * group.pieces, -1, size).float()
+    return cache[:, :, group.part].index_select(1, group.pages).view(kv_heads, group.pieces, -1, size)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """(A, B, n, k) times (A, B, k, m), each pair by itself, without copying either."""
+    outer, inner = right.shape[:2]
+    if min(outer, inner) == 1 or right.stride(0) == inner * right.stride(1):
+        return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, (outer, inner))
+    # A view of some pages has no one stride over heads and pages.
+    result = left.new_empty(*left.shape[:3], right.shape[3])
+    axis = 0 if outer <= inner else 1
+    for a, b, product in zip(left.unbind(axis), right.unbind(axis), result.unbind(axis)):
+        torch.bmm(a, b, out=product)
+    return result
 
 
 def _cut(rows: I64, start: I64, heads: int, window: int | None) -> tuple[I64, I64, I64]:
@@ -159,7 +206,29 @@ def _borders(rows: list[int], lengths: list[int], heads: int, kv_width: int) -> 
         yield len(rows)
 
 
-def _group(table: I64, pages: I64, page_size: int, window: int | None, device: torch.device) -> Group:
+def _place_borders(rows: list[int], lengths: list[int], places: list[int], heads: int) -> Iterator[int]:
+    """Where groups end in pieces of a page each, sorted by (rows, page): after the last neighbour, and where
+    one group would read too much that is not needed."""
+    begin, longest, needed = 0, 0, 0
+    for index, length in enumerate(lengths):
+        count = index + 1 - begin
+        needed += length
+        longest = max(longest, length)
+        if index > begin and (
+            rows[index] != rows[begin]
+            or places[index] != places[index - 1] + 1
+            or count * longest > max(PLACE_PADDING * needed, needed + FREE_PLACE_PADDING)
+            or 4 * count * longest * heads * rows[index] > GROUP_BYTES
+        ):
+            yield index
+            begin, longest, needed = index, length, length
+    if rows:
+        yield len(rows)
+
+
+def _group(
+    table: I64, pages: I64, page_size: int, window: int | None, device: torch.device, in_place: bool
+) -> Group:
     """One group of the pieces in ``table``, all with equal row counts (columns as in ``group_reads``)."""
     first_row, taken, begin, base, length, first_page = table.T
     rows = np.arange(taken[0])
@@ -167,7 +236,8 @@ def _group(table: I64, pages: I64, page_size: int, window: int | None, device: t
     count = int(own.max())
     # A piece with fewer pages repeats its last one; those slots are padding.
     reference = first_page[:, None] + np.minimum(np.arange(count), own[:, None] - 1)
-    slots = np.arange(count * page_size)
+    part = _part(begin - base, length, page_size, window) if count == 1 else slice(0, page_size)
+    slots = np.arange(part.start, count * page_size if count > 1 else part.stop)
     position = (begin - base)[:, None] + rows
     hidden = slots > position[:, :, None]
     if window is not None:
@@ -177,6 +247,16 @@ def _group(table: I64, pages: I64, page_size: int, window: int | None, device: t
         pieces=len(table),
         rows=torch.from_numpy((first_row[:, None] + rows).reshape(-1)).to(device),
         pages=torch.from_numpy(pages[reference].reshape(-1)).to(device),
+        part=part,
+        place=int(pages[reference[0, 0]]) if in_place else None,
         hidden=torch.from_numpy(hidden[:, None]).to(device),
         padding=torch.from_numpy(padding).to(device),
     )
+
+
+def _part(begin: I64, length: I64, page_size: int, window: int | None) -> slice:
+    """The slots of a page that pieces of one page each read, from the first that any sees to the last;
+    ``begin`` is where in its page a piece has its first row."""
+    low = 0 if window is None else max(0, int(begin.min()) - window + 1)
+    high = -(-int(length.max()) // ALIGNED) * ALIGNED
+    return slice(low // ALIGNED * ALIGNED, min(page_size, high))
