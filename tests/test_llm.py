@@ -246,6 +246,58 @@ def test_streams_side_by_side_get_their_own_results(folder):
     assert llm.engine.idle
 
 
+def shuffled_groups(seed: int = 3) -> list[list[int]]:
+    """24 groups of 5 prompts of 52 ids, each group with 3 pages in common."""
+    rng = np.random.default_rng(seed)
+    heads = [rng.integers(2, 300, 48).tolist() for _ in range(24)]
+    prompts = [[*head, 7, 7, 7, 10 + member] for head in heads for member in range(5)]
+    rng.shuffle(prompts)
+    return prompts
+
+
+def test_a_list_is_planned_so_that_a_small_pool_computes_a_shared_beginning_once(folder):
+    """The pool holds 16 pages, so the beginnings of two or three groups beside what runs."""
+    prompts = shuffled_groups()
+    answers, computed = {}, {}
+    for reuse in ("forest", "arrival"):
+        llm = load(folder, reuse=reuse, max_num_seqs=4, max_model_len=64)
+        answers[reuse] = [result.outputs for result in llm.generate(prompts, GREEDY)]
+        computed[reuse] = llm.engine.scheduler.counters.computed
+        llm.engine.check()
+    assert answers["forest"] == answers["arrival"]
+    generated = len(prompts) * 5
+    assert llm.engine.memory.ledger.total == 16
+    assert computed["forest"] == 24 * 48 + len(prompts) * 4 + generated
+    assert computed["arrival"] > 1.5 * computed["forest"]
+
+
+def test_a_planned_call_that_is_left_midway_keeps_nothing_for_those_who_never_came(folder):
+    llm = load(folder, max_num_seqs=4)
+    step = llm.engine.executor.submit
+
+    def interrupted(plan):
+        if plan.step == 6:
+            raise KeyboardInterrupt
+        step(plan)
+
+    llm.engine.executor.submit = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(shuffled_groups(), GREEDY)
+    llm.engine.executor.submit = step
+    assert llm.engine.memory.prefix.pinned == 0
+    assert texts(llm.generate(PROMPTS, GREEDY)) == texts(load(folder).generate(PROMPTS, GREEDY))
+    llm.engine.check()
+
+
+def test_bad_prompts_among_planned_ones_keep_nothing(folder):
+    llm = load(folder, max_model_len=64)
+    head = list(range(10, 58))
+    found = llm.generate([[*head, 2], head * 3, [*head, 3], [*head, 4], "", head], GREEDY)
+    assert [result.error is None for result in found] == [True, False, True, True, False, True]
+    assert llm.engine.memory.prefix.pinned == 0
+    assert sum(result.cached_tokens for result in found) == 3 * 48, "the bare one goes first"
+
+
 def test_a_failing_source_leaves_nothing_behind(llm):
     def source():
         yield "a"

@@ -46,6 +46,15 @@ class Expected:
         for prefix in path:
             self._to_come[prefix.node] = self._to_come.get(prefix.node, 0) + 1
 
+    def forget(self, nodes: range) -> list[int]:
+        """Nobody else will come for these; returns those that somebody was expected for."""
+        left = [node for node in self._to_come if node in nodes]
+        for node in left:
+            del self._to_come[node]
+        for node in [node for node in self._announced if node in nodes]:
+            del self._announced[node]
+        return left
+
     def wanted(self, nodes: I32) -> I32:
         """For each node (or UNPLANNED) the requests to come, shape as ``nodes``, int32."""
         if not self._to_come:

@@ -78,7 +78,14 @@ class KVMemory:
         what was kept for it alone is kept no longer."""
         if not self.reuse or not (path := self._path(slot)):
             return
-        for node in self.prefix.expected.enter(path):
+        self._unpin(self.prefix.expected.enter(path), now)
+
+    def forget(self, nodes: range, now: float) -> None:
+        """Nobody else will come for these planned prefixes."""
+        self._unpin(self.prefix.expected.forget(nodes), now)
+
+    def _unpin(self, nodes: list[int], now: float) -> None:
+        for node in nodes:
             left = (self.prefix.group == node) & self.ledger.listed & (self.ledger.count == 0)
             pages = np.flatnonzero(left).astype(np.int32)
             if len(pages):

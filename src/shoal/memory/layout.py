@@ -40,6 +40,10 @@ class Layout(Protocol):
     def give_way(self, slot: int, now: float) -> None:
         """A running sequence gives everything back and will come again."""
 
+    def forget(self, nodes: range, now: float) -> None:
+        """Nobody else will come for these prefixes of a plan; its other requests have all come, or never
+        will."""
+
     def release(self, slot: int, now: float) -> None:
         """Give back everything that ``slot`` holds."""
 

@@ -146,6 +146,9 @@ class SlotMemory:
     def came(self, slot: int, now: float) -> None:
         """Nothing was kept for it."""
 
+    def forget(self, nodes: range, now: float) -> None:
+        """Nothing was kept for anybody."""
+
     def break_pins(self, n: int) -> None:
         """There are none."""
 
