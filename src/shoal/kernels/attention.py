@@ -170,7 +170,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     """(A, B, n, k) times (A, B, k, m), each pair by itself, without copying either."""
     outer, inner = right.shape[:2]
     if min(outer, inner) == 1 or right.stride(0) == inner * right.stride(1):
-        return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, (outer, inner))
+        return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).view(outer, inner, left.shape[2], -1)
     # A view of some pages has no one stride over heads and pages.
     result = left.new_empty(*left.shape[:3], right.shape[3])
     axis = 0 if outer <= inner else 1
