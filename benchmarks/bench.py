@@ -29,6 +29,7 @@ from shoal.core.config import EngineConfig
 from shoal.core.request import Request, SamplingParams
 from shoal.engine.build import Prepared, prepare, start
 from shoal.engine.engine import Engine
+from shoal.reuse.requests import plan_requests
 
 POOL = 4 * 2**30
 """Bytes of KV where the job names no pool: more than any of them needs when prefixes are shared."""
@@ -47,7 +48,8 @@ def prepared(folder: str, job: Job, options: argparse.Namespace) -> Prepared:
                 kv_memory=kv_memory,
                 max_model_len=length,
                 max_num_batched_tokens=options.rows,
-                order=options.order,
+                policy=options.policy,
+                reuse=options.reuse,
             )
         )
 
@@ -82,8 +84,11 @@ def measure(job: Job, plan: Prepared) -> dict[str, Any]:
     finish(engine)
     before = engine.scheduler.counters.computed, engine.scheduler.counters.steps
     begin = time.perf_counter()
-    for i, (prompt, output) in enumerate(zip(job.prompts, job.outputs, strict=True)):
-        engine.add(request(str(i), prompt, output), time.perf_counter())
+    asked = [request(str(i), *pair) for i, pair in enumerate(zip(job.prompts, job.outputs, strict=True))]
+    # A job is planned before it runs, and planning is part of its time.
+    planned = plan_requests(plan.reuse, asked, engine.memory.page_size, plan.model.max_model_len)
+    for item in planned.requests:
+        engine.add(item, time.perf_counter())
     tokens = finish(engine)
     seconds = time.perf_counter() - begin
     if tokens != sum(job.outputs):
@@ -124,7 +129,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--rows", type=int, default=512, help="most rows a step")
-    parser.add_argument("--order", default="fcfs", help="order policy")
+    parser.add_argument("--policy", default=None, help="a published system")
+    parser.add_argument("--reuse", default=None, help="reuse policy")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
