@@ -98,22 +98,25 @@ def index() -> str:
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: ``Args:`` and ``Attributes:`` become lists, the rest stays."""
-    lines: list[str] = []
-    listing = False
-    for line in docstring.splitlines():
-        if re.fullmatch(r"(Args|Attributes|Raises|Returns):", line):
-            listing = True
-            lines += [f"**{line[:-1]}**", ""]
-        elif listing and re.match(r" {4}\S", line):
-            name, colon, rest = line.strip().partition(": ")
-            lines.append(f"- `{name}`: {rest}" if colon else f"- {line.strip()}")
-        elif listing and line.startswith("        "):
-            lines.append(f"  {line.strip()}")
+    """A docstring as Markdown, without its list of arguments, which becomes a table of its own."""
+    return _split(docstring)[0].replace("``", "`")
+
+
+def _split(docstring: str) -> tuple[str, dict[str, str]]:
+    """The text, and what it says under ``Args:`` of each name."""
+    before, heading, rest = docstring.partition("\nArgs:\n")
+    lines = rest.splitlines()
+    count = next((i for i, line in enumerate(lines) if line and not line.startswith("    ")), len(lines))
+    said: dict[str, str] = {}
+    names: list[str] = []
+    for line in lines[:count]:
+        if found := re.match(r" {4}(\w+(?:, \w+)*): (.*)", line):
+            names = found[1].split(", ")
+            said |= dict.fromkeys(names, found[2])
         else:
-            listing = listing and not line.strip()
-            lines.append(line)
-    return "\n".join(lines).strip()
+            said |= {name: f"{said[name]} {line.strip()}".strip() for name in names}
+    after = "\n".join(lines[count:]) if heading else ""
+    return f"{before.strip()}\n\n{after.strip()}".strip(), said
 
 
 def _kinds(seam: str) -> list[tuple[str, type[Policy]]]:
@@ -123,12 +126,15 @@ def _kinds(seam: str) -> list[tuple[str, type[Policy]]]:
 
 
 def _parameters(kind: type[Policy]) -> str:
+    said = _split(inspect.getdoc(kind) or "")[1]
     rows = []
     for name, parameter in kind.parameters().items():
         hint, limits = _unpacked(parameter.annotation)
-        between = f"{limits.low:g} to {limits.high:g}" if limits else ""
-        rows.append((f"`{name}`", _type(hint), between, f"`{parameter.default}`"))
-    return _table(("parameter", "type", "range", "default"), rows) if rows else "It has no parameters."
+        between = f"{limits.low:,} to {limits.high:,}" if limits else ""
+        meaning = said.get(name, "").replace("``", "`")
+        rows.append((f"`{name}`", _type(hint), between, f"`{parameter.default}`", meaning))
+    titles = ("parameter", "type", "range", "default", "")
+    return _table(titles, rows) if rows else "It has no parameters."
 
 
 def _values(kind: type[Policy]) -> str:
@@ -157,7 +163,7 @@ def _linked(name: str) -> str:
 
 
 def _first(kind: type[Policy]) -> str:
-    return (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
+    return prose(inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _listed(names: Sequence[str]) -> str:
