@@ -97,7 +97,8 @@ class CostTable(msgspec.Struct, frozen=True, kw_only=True):
         row_counts, row_seconds: all but attention at these numbers of rows, ascending; what every step
             costs, however little it computes, is part of each.
         emit_counts, emit_seconds: the head and a plain choice for so many rows, ascending.
-        run, gathered, pair: seconds for each run, slot read, and row-slot pair.
+        run, gathered, pair: seconds for each run but the first, slot read beyond the rows' own, and
+            row-slot pair.
         drawn, masked: what such a choice takes beyond a plain one.
     """
 
@@ -118,12 +119,22 @@ class CostTable(msgspec.Struct, frozen=True, kw_only=True):
         return (
             between(shape.rows, self.row_counts, self.row_seconds)
             + between(shape.emits, self.emit_counts, self.emit_seconds)
-            + self.run * shape.runs
-            + self.gathered * shape.gathered
+            + self.run * further_runs(shape)
+            + self.gathered * earlier_slots(shape)
             + self.pair * shape.pairs
             + self.drawn * shape.drawn
             + self.masked * shape.masked
         )
+
+
+def further_runs(shape: StepShape) -> int:
+    """All but the first, which is part of what every step costs."""
+    return max(0, shape.runs - 1)
+
+
+def earlier_slots(shape: StepShape) -> int:
+    """Slots read that no row of this step has just written."""
+    return max(0, shape.gathered - shape.rows)
 
 
 def between(count: int, counts: tuple[int, ...], seconds: tuple[float, ...]) -> float:

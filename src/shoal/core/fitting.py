@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.cost import CostTable, StepShape
+from shoal.core.cost import CostTable, StepShape, earlier_slots, further_runs
 
 F64 = npt.NDArray[np.float64]
 PRODUCTS = ("run", "gathered", "pair", "drawn", "masked")
@@ -32,7 +32,7 @@ def fit(
     parts = [
         _ramps(np.array([shape.rows for shape in shapes]), row_counts),
         _ramps(np.array([shape.emits for shape in shapes]), emit_counts),
-        np.array([[s.runs, s.gathered, s.pairs, s.drawn, s.masked] for s in shapes], dtype=np.float64),
+        np.array([_products(shape) for shape in shapes], dtype=np.float64),
     ]
     design = np.hstack(parts) / seconds[:, None]
     found = nonnegative(design, np.ones(len(seconds)))
@@ -44,6 +44,10 @@ def fit(
         emit_seconds=tuple(np.cumsum(emits).tolist()),
         **dict(zip(PRODUCTS, products.tolist(), strict=True)),
     )
+
+
+def _products(shape: StepShape) -> tuple[int, ...]:
+    return further_runs(shape), earlier_slots(shape), shape.pairs, shape.drawn, shape.masked
 
 
 def _ramps(values: npt.NDArray[np.int64], points: Sequence[int]) -> F64:

@@ -18,9 +18,10 @@ from shoal.core.cost import Cost
 from shoal.core.errors import OperatorError
 from shoal.core.executor import Executor
 from shoal.core.policies import DEFAULTS, make, resolve
-from shoal.core.policy import SEAMS, Admission, Order, Policy, Retention, Reuse, Victim
+from shoal.core.policy import SEAMS, Admission, Load, Order, Policy, Retention, Reuse, Victim
 from shoal.core.table import SequenceTable
 from shoal.engine import machine
+from shoal.engine.calibration import Identity, identity_of, load
 from shoal.engine.engine import Engine
 from shoal.engine.model import StoredModel, TextModel
 from shoal.engine.null_executor import NullExecutor
@@ -46,6 +47,7 @@ class Prepared:
         threads: compute threads.
         pages: pages of the KV pool.
         choices: what was chosen and why, one short phrase each.
+        identity: what a calibration of its steps holds for; None without a model.
         cost: what steps were measured to cost here, None where that was not done yet.
     """
 
@@ -56,6 +58,7 @@ class Prepared:
     threads: int
     pages: int
     choices: tuple[str, ...]
+    identity: Identity | None = None
     cost: Cost | None = None
 
     @property
@@ -105,6 +108,15 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     pages = min(pages, config.max_num_seqs * -(-length // config.page_size))
     _check_pool(config, pages * page_bytes)
     model = StoredModel(files, architecture.embed.vocabulary, length, dtype, chat_template)
+    identity = identity_of(
+        architecture,
+        dtype=dtype,
+        device=config.device,
+        threads=threads,
+        layout=config.layout,
+        page_size=config.page_size,
+    )
+    stored, trouble = load(identity)
     choices = (
         f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
         f"{config.device} {dtype} ({why})",
@@ -112,8 +124,10 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
         f"KV {pages * page_bytes / 2**30:.2f} GiB = {pages * config.page_size:,} tokens ({memory_why})",
         f"longest sequence {length:,}",
         policy_line(config),
+        trouble or (f"steps measured {stored.measured[:10]}" if stored else "steps not measured yet"),
     )
-    return Prepared(config, model, architecture, dtype, threads, pages, choices)
+    cost = stored.table if stored else None
+    return Prepared(config, model, architecture, dtype, threads, pages, choices, identity, cost)
 
 
 def start(prepared: Prepared, progress: Progress | None = None) -> Engine:
@@ -176,6 +190,14 @@ def policies(config: EngineConfig) -> Policies:
     if config.max_num_batched_tokens is not None:
         defaults["admission"] += f":rows={config.max_num_batched_tokens}"
     return Policies(**resolve(system, chosen, defaults))  # type: ignore[arg-type]
+
+
+def step_rows(config: EngineConfig, cost: Cost | None, pages: int) -> int:
+    """Most rows that the admission policy gives a step while nobody runs, once it knows ``cost``."""
+    admission = policies(config).admission
+    admission.bind(cost, np.random.default_rng(config.seed))
+    idle = Load(now=0.0, running=0, waiting=1, singles=0, backlog=0, free_pages=pages, total_pages=pages)
+    return admission.budget(idle).rows
 
 
 def policy_line(config: EngineConfig) -> str:

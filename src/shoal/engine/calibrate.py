@@ -169,10 +169,9 @@ class _Bench:
 
     def _choices(self, kind: int, probes: list[Probe]) -> None:
         """Measure steps whose rows choose in this way; what does not fit length or budget is left out."""
-        slots = max(map(len, probes))
         opened: list[int] = []
         try:
-            for slot in range(slots):
+            for slot in range(max(map(len, probes))):
                 self.executor.open(slot, _request(slot, kind))
                 opened.append(slot)
             for probe in probes:

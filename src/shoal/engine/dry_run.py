@@ -79,6 +79,7 @@ def predict(
     """Run ``requests`` through, in order, as a job does.
 
     Args:
+        cost: prices the steps. Policies are told of ``prepared.cost``, as they are in the real run.
         requests: of one answer each (``fan_out``), made by ``expected``.
         timer: measures what scheduling takes; ``lambda: 0.0`` leaves it out.
     """
@@ -141,7 +142,7 @@ class _Rehearsal:
         model = prepared.model
         self.clock = JumpingClock()
         executor = PricedExecutor(cost, self.clock, prepared.pages, config.page_size, model.vocabulary)
-        self.engine: Engine = assemble(config, executor, model, cost)
+        self.engine: Engine = assemble(config, executor, model, prepared.cost)
         self.window = max(512, 2 * config.max_num_seqs)
         self.timer = timer
         self.began = timer()

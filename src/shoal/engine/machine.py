@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 RESERVE = 2 * 2**30
@@ -60,6 +61,15 @@ def isa() -> str:
     line = next((row for row in text.splitlines() if row.startswith(("flags", "Features"))), "")
     flags = set(line.partition(":")[2].split())
     return next((name for flag, name in _ISA if flag in flags), "baseline ISA")
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model", "CPU part"):
+            return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _cpu_quota() -> float | None:
