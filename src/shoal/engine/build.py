@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import msgspec
 import numpy as np
 
 from shoal.core.config import NULL_MODEL, EngineConfig
@@ -27,6 +28,8 @@ from shoal.engine.model import StoredModel, TextModel
 from shoal.engine.null_executor import NullExecutor
 from shoal.engine.null_model import RESERVED, NullModel
 from shoal.memory.kv import KVMemory
+from shoal.memory.layout import Layout
+from shoal.memory.slots import SlotMemory
 from shoal.models.architecture import Architecture
 from shoal.models.files import open_model
 from shoal.models.registry import read_architecture
@@ -92,7 +95,7 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     Raises:
         OperatorError: the model cannot be read, or does not fit.
     """
-    config.checked()
+    config = settled(config.checked())
     policies(config)
     if config.model == NULL_MODEL:
         return _prepare_null(config)
@@ -101,12 +104,11 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     dtype, why = _dtype(config, files.stored_dtype)
     threads, threads_why = machine.threads(config.threads)
     weights = architecture.weight_bytes(_ITEM[dtype])
-    page_bytes = architecture.kv_bytes_per_token(_ITEM[dtype]) * config.page_size
+    token_bytes = architecture.kv_bytes_per_token(_ITEM[dtype])
     memory, memory_why = _kv_memory(config, weights)
-    pages = memory // page_bytes
-    length = _length(config, architecture.longest, pages * config.page_size)
-    pages = min(pages, config.max_num_seqs * -(-length // config.page_size))
-    _check_pool(config, pages * page_bytes)
+    config, length, pages = _pool(config, architecture.longest, memory // token_bytes)
+    size = pages * config.page_size
+    _check_pool(config, size * token_bytes)
     model = StoredModel(files, architecture.embed.vocabulary, length, dtype, chat_template)
     identity = identity_of(
         architecture,
@@ -121,7 +123,7 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
         f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
         f"{config.device} {dtype} ({why})",
         f"{threads} threads ({threads_why}), {machine.isa()}",
-        f"KV {pages * page_bytes / 2**30:.2f} GiB = {pages * config.page_size:,} tokens ({memory_why})",
+        f"KV {size * token_bytes / 2**30:.2f} GiB = {size:,} tokens ({memory_why})",
         f"longest sequence {length:,}",
         policy_line(config),
         trouble or (f"steps measured {stored.measured[:10]}" if stored else "steps not measured yet"),
@@ -164,7 +166,10 @@ def assemble(config: EngineConfig, executor: Executor, model: TextModel, cost: C
     rng = np.random.default_rng(config.seed)
     for policy in chosen.distinct():
         policy.bind(cost, rng)
-    memory = KVMemory(table, executor.pages, executor.page_size, chosen.retention, config.prefix_reuse)
+    pool = table, executor.pages, executor.page_size
+    memory: Layout = KVMemory(*pool, chosen.retention, config.prefix_reuse)
+    if settled(config).layout == "slots":
+        memory = SlotMemory(*pool, compact=all(getattr(p, "compact", True) for p in chosen.distinct()))
     scheduler = Scheduler(
         table,
         memory,
@@ -175,6 +180,16 @@ def assemble(config: EngineConfig, executor: Executor, model: TextModel, cost: C
         max_length=model.max_model_len,
     )
     return Engine(table, memory, scheduler, executor, model)
+
+
+def settled(config: EngineConfig) -> EngineConfig:
+    """The same with its layout chosen: what the system says, else paged. Nothing is shared in ``slots``."""
+    layout = config.layout
+    if layout == "auto":
+        system = None if config.policy is None else make("policy", config.policy)
+        layout = getattr(system, "layout", "paged")
+    reuse = config.prefix_reuse and layout != "slots"
+    return msgspec.structs.replace(config, layout=layout, prefix_reuse=reuse)
 
 
 def policies(config: EngineConfig) -> Policies:
@@ -207,6 +222,7 @@ def policy_line(config: EngineConfig) -> str:
     for policy in chosen.distinct():
         seams = [seam for seam, answering in chosen._asdict().items() if answering is policy]
         parts.append(f"{' + '.join(seams)} {policy!r}")
+    parts += ["layout slots"] if config.layout == "slots" else []
     return ", ".join(parts) + ("" if config.prefix_reuse else ", prefix reuse off")
 
 
@@ -217,7 +233,10 @@ def _name(system: str | Policy) -> str:
 def _prepare_null(config: EngineConfig) -> Prepared:
     length = config.max_model_len or _NULL_LENGTH
     pages = max(_NULL_PAGES, -(-length // config.page_size))
-    if config.kv_memory is not None:
+    if config.layout == "slots":
+        room = length * config.max_num_seqs if config.kv_memory is None else config.kv_memory // 8
+        config, length, pages = _pool(config, length, room)
+    elif config.kv_memory is not None:
         pages = config.kv_memory // (8 * config.page_size)
         length = _length(config, length, pages * config.page_size)
     _check_pool(config, pages * config.page_size * _NULL_SLOT)
@@ -257,6 +276,21 @@ def _check_pool(config: EngineConfig, size: int) -> None:
             f"a KV pool of {size / 2**30:,.1f} GiB does not fit, {free / 2**30:.1f} GiB are free",
             remedy="lower --kv-memory or --max-model-len",
         )
+
+
+def _pool(config: EngineConfig, longest: int, room: int) -> tuple[EngineConfig, int, int]:
+    """(the configuration with its page size, longest sequence, pages) where ``room`` tokens fit.
+
+    A page of layout ``slots`` is a place of one whole sequence. There are no more pages than
+    ``max_num_seqs`` sequences can use.
+    """
+    if config.layout == "slots":
+        length = _length(config, longest, room)
+        config = msgspec.structs.replace(config, page_size=length)
+    else:
+        length = _length(config, longest, room // config.page_size * config.page_size)
+    pages = min(room // config.page_size, config.max_num_seqs * -(-length // config.page_size))
+    return config, length, pages
 
 
 def _length(config: EngineConfig, longest: int, slots: int) -> int:
