@@ -93,7 +93,8 @@ def test_the_list_names_every_system(capsys):
         (("rum",), "did you mean 'run'?"),
         (("all", "--picture", "a.svg"), "several systems"),
         (("run", "--picture", "a.txt"), ".svg"),
-        (("run", "--picture", "/proc/nowhere/a.svg"), "no picture"),
+        (("run", "--picture", "/proc/nowhere/a.svg"), "cannot write there"),
+        (("run", "--page", "/proc/nowhere"), "cannot write there"),
         (("run", "--seed", "-1"), "-1"),
     ],
 )
@@ -111,6 +112,14 @@ def test_every_width_shows_every_figure_whole(capsys, monkeypatch, width):
     words = said.out.replace(",\n", ", ").split()
     for figure in ("1,200", "1.75", "simulate", "2,400", "0.5"):
         assert any(figure in word for word in words), figure
+
+
+def test_a_folder_that_takes_no_picture_costs_no_result(capsys, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    code, said = shown(capsys, "run", "--json")
+    assert code == 0
+    assert json.loads(said.out)["passed"]
+    assert "no picture: " in said.err
 
 
 def test_without_matplotlib_it_goes_on(capsys, monkeypatch, tmp_path):

@@ -89,28 +89,31 @@ def _one(name: str, seed: int, quick: bool, machine: bool, picture: Path | None,
     watch = Watch(name)
     with watch.running():
         outcome = registry.reproduce(name, seed, quick, watch)
-    if not machine:
-        show(outcome, registry.summary(name), console())
-    drawn = _draw(outcome, picture or (page or PICTURES) / f"{name}.svg")
-    if page is not None:
-        from shoal.experiments.pages import write_page
-
-        click.echo(f"page {write_page(outcome, drawn, page)}", err=True)
     if machine:
         click.echo(text.as_json(outcome))
+    else:
+        show(outcome, registry.summary(name), console())
+    asked = picture or (page and page / f"{name}.svg")
+    try:
+        drawn = _draw(outcome, asked or PICTURES / f"{name}.svg")
+        if page is not None:
+            from shoal.experiments.pages import write_page
+
+            click.echo(f"page {write_page(outcome, drawn, page)}", err=True)
+    except OSError as error:
+        if asked:
+            raise OperatorError(f"cannot write there: {error}", where=str(page or picture)) from None
+        click.echo(f"no picture: {error}", err=True)
     return outcome.passed
 
 
 def _draw(outcome: Outcome, path: Path) -> Path | None:
-    """Where the picture was written, if there is one. Raises OperatorError where it cannot be."""
+    """Where the picture was written, if there is one. Raises OSError where it cannot be."""
     if outcome.draw is None:
         return None
     from shoal.experiments.picture import save
 
-    try:
-        written = save(outcome, path)
-    except OSError as error:
-        raise OperatorError(f"no picture: {error}", where=str(path)) from None
+    written = save(outcome, path)
     if written is None:
         click.echo("no picture: matplotlib is not installed (pip install 'shoal[report]')", err=True)
     else:

@@ -49,7 +49,7 @@ def static_part(name: str) -> str:
         f"# {name}",
         prose(inspect.getdoc(policy) or ""),
         "## Switch it on",
-        f"It answers {_listed(seams_of(policy))}.",
+        f"It answers {_answers(policy)}.",
         f"```sh\nshoal run IN.jsonl -o OUT.jsonl --model MODEL --policy {name}\n```",
         f'```python\nllm = LLM(MODEL, policy="{name}")\n```',
         _parameters(policy),
@@ -88,7 +88,7 @@ def index() -> str:
         "## `--policy`",
         _table(
             ("system", "answers", ""),
-            [(_linked(name), _listed(seams_of(kind)), _first(kind)) for name, kind in _kinds("policy")],
+            [(_linked(name), _answers(kind), _first(kind)) for name, kind in _kinds("policy")],
         ),
     ]
     for seam in SEAMS:
@@ -166,9 +166,13 @@ def _first(kind: type[Policy]) -> str:
     return prose(inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
 
 
+def _answers(kind: type[Policy]) -> str:
+    layout = getattr(kind, "layout", None)
+    return _listed([f"`--{seam}`" for seam in seams_of(kind)] + [f"`--layout {layout}`"] * bool(layout))
+
+
 def _listed(names: Sequence[str]) -> str:
-    quoted = [f"`--{name}`" for name in names]
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
