@@ -9,7 +9,9 @@ import pytest
 from shoal.core.config import EngineConfig, parse_bytes
 from shoal.core.errors import OperatorError
 from shoal.engine import machine
-from shoal.engine.build import prepare
+from shoal.engine.build import prepare, start
+from shoal.memory.kv import KVMemory
+from shoal.memory.slots import SlotMemory
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -110,3 +112,26 @@ def test_a_pool_larger_than_the_memory_is_refused_before_it_fills(monkeypatch):
     prepare(EngineConfig(model="null", max_model_len=1 << 20))
     with pytest.raises(OperatorError, match=r"does not fit, 1.0 GiB are free"):
         prepare(EngineConfig(model="null", max_model_len=1 << 30))
+
+
+def test_slots_are_places_of_the_longest_sequence(model):
+    token = KV_BYTES
+    changes = {"max_model_len": 128, "kv_memory": 128 * 5 * token + 1, "layout": "slots"}
+    prepared = prepare(EngineConfig(**(model | changes)))
+    assert (prepared.pages, prepared.config.page_size, prepared.config.prefix_reuse) == (5, 128, False)
+    assert "layout slots, prefix reuse off" in prepared.description
+    few = prepare(EngineConfig(**(model | changes | {"max_num_seqs": 3})))
+    assert few.pages == 3
+
+
+def test_the_system_says_which_layout_unless_somebody_else_does():
+    flover = prepare(EngineConfig(model="null", policy="flover:compact=false", max_model_len=64))
+    assert flover.config.layout == "slots"
+    memory = start(flover).memory
+    assert isinstance(memory, SlotMemory)
+    assert not memory.compact
+    assert memory.page_size == 64
+    paged = prepare(EngineConfig(model="null", policy="flover", layout="paged"))
+    assert paged.config.prefix_reuse
+    assert isinstance(start(paged).memory, KVMemory)
+    assert prepare(EngineConfig(model="null")).config.layout == "paged"

@@ -22,6 +22,7 @@ Flags = dict[str, Any]
 
 ENGINE_FLAGS = (
     *("model", "load_format", "dtype", "device", "threads", "max_model_len", "max_num_seqs"),
+    "layout",
     *("max_num_batched_tokens", "order", "admission", "victim", "retention"),
 )
 SAMPLING_FLAGS = (

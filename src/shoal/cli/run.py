@@ -56,6 +56,13 @@ def _engine_flags(command: Any) -> Any:
         click.option("--victim", default="last", show_default=True),
         click.option("--retention", default="lru", show_default=True),
         click.option(
+            "--layout",
+            type=click.Choice(["auto", "paged", "slots"]),
+            default="auto",
+            show_default=True,
+            help="K/V in pages, or in one place a sequence; auto: paged, or what the system says.",
+        ),
+        click.option(
             "--prefix-reuse",
             type=click.Choice(["on", "off"]),
             default="on",
