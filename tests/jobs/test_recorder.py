@@ -42,7 +42,7 @@ class Engine:
         ledger = SimpleNamespace(total=pages, free=pages, cached=0)
         names = ("steps", "computed", "generated", "emitted", "cached", "preemptions", "lost")
         self.counters = SimpleNamespace(**dict.fromkeys(names, 0))
-        self.memory = SimpleNamespace(ledger=ledger, retention=LRU())
+        self.memory = SimpleNamespace(ledger=ledger, policies=(LRU(),))
         self.scheduler = SimpleNamespace(
             counters=self.counters,
             running=np.arange(3),

@@ -83,7 +83,7 @@ class _Meter:
         bins.fullest.append(self._pages - self._least_left)
         self._seen, self._opened = counted, now
         session, counters = self._session, self._scheduler.counters
-        session.seconds, session.lost = now - self._began, counters.lost
+        session.seconds, session.emitted, session.lost = now - self._began, counters.emitted, counters.lost
         session.prompt, session.generated = counters.computed - counters.generated, counters.generated
         self._clear()
         if len(bins) >= trace.MOST_BINS:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.core.policy import Policy, Range
+from shoal.core.policy import Policy, Range, Retention
 from shoal.engine import machine
 
 if TYPE_CHECKING:
@@ -29,27 +29,41 @@ def settings_of(engine: Engine) -> Settings:
 
 def _policies(engine: Engine) -> list[tuple[str, str, str]]:
     scheduler = engine.scheduler
-    seams: dict[str, Policy | None] = {
-        "order": scheduler.order,
-        "admission": scheduler.admission,
-        "victim": scheduler.victim,
-        # A layout that shares nothing keeps nothing, and asks nobody.
-        "retention": getattr(engine.memory, "retention", None),
-    }
+    asked: list[tuple[str, Policy]] = [
+        ("order", scheduler.order),
+        ("admission", scheduler.admission),
+        ("victim", scheduler.victim),
+        *(("memory", policy) for policy in engine.memory.policies),
+    ]
     found = []
-    for policy in {id(policy): policy for policy in seams.values() if policy is not None}.values():
-        names = [seam for seam, answering in seams.items() if answering is policy]
-        found.append((" + ".join(names), repr(policy), summary(policy)))
+    for policy in {id(policy): policy for _, policy in asked}.values():
+        seams = [_seam(seam, policy) for seam, answering in asked if answering is policy]
+        found.append((" + ".join(seams), written(policy), summary(policy)))
     return found
 
 
+def _seam(seam: str, policy: Policy) -> str:
+    return "retention" if seam == "memory" and isinstance(policy, Retention) else seam
+
+
+def written(policy: Policy) -> str:
+    """The policy with its parameters, and what it made of them."""
+    parameters = policy.parameters()
+    made = [
+        f"{name}={value!r}"
+        for name, value in vars(policy).items()
+        if name not in parameters and not name.startswith("_") and isinstance(value, int | float | str)
+    ]
+    return f"{policy!r}, here {', '.join(made)}" if made else repr(policy)
+
+
 def summary(policy: Policy) -> str:
-    """The first sentence of what a policy says of itself, and the ranges of its parameters."""
+    """What a policy says of itself in short, and the ranges of its parameters."""
     said = " ".join((inspect.getdoc(type(policy)) or "").partition("\n\n")[0].split())
     ranges = []
     for name, parameter in policy.parameters().items():
         extra = typing.get_args(parameter.annotation)[1:]
-        ranges += [f"{name} {item.low:g} to {item.high:g}" for item in extra if isinstance(item, Range)]
+        ranges += [f"{name} {item.low:,g} to {item.high:,.10g}" for item in extra if isinstance(item, Range)]
     return f"{said} ({', '.join(ranges)})" if ranges else said
 
 

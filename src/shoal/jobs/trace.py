@@ -221,8 +221,8 @@ class Session(msgspec.Struct):
         start: seconds on the axis of the bins. began: Unix time of its first step.
         pages, page_size: of its KV pool.
         seconds: from its first step to its last, as far as it was recorded.
-        prompt, generated: rows that it computed, of prompts and of answers.
-        lost: of these, computed again after somebody had to yield.
+        prompt, generated: rows that it computed, of prompts and of answers; emitted: tokens of answers.
+        lost: of these rows, computed again after somebody had to yield.
     """
 
     start: float
@@ -232,6 +232,7 @@ class Session(msgspec.Struct):
     seconds: float = 0.0
     prompt: int = 0
     generated: int = 0
+    emitted: int = 0
     lost: int = 0
 
 
