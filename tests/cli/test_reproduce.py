@@ -104,7 +104,7 @@ def test_refusals(capsys, arguments, word):
     assert word in said.err
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 200])
 def test_every_width_shows_every_figure_whole(capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     _, said = shown(capsys, "run")

@@ -16,7 +16,11 @@ def run(trial: Trial, findings: Findings) -> None:
     findings.counted("answers are equal", True, "==", True)
     findings.clocked("it is quick", 1.75, ">=", 1.5, unit="x")
     findings.needs("it is quick at scale", "simulate")
-    findings.table("By policy", ["policy", "steps", "share"], [["ones", 2400, 1.0], ["twos", 1200, 0.5]])
+    findings.table(
+        "By policy",
+        ["policy", "steps", "share of all steps, each counted once"],
+        [["ones", 2400, 1.0], ["twos", 1200, 0.5]],
+    )
     findings.picture(lambda figure: figure.subplots().plot([1, 2, 3], [trial.seed, 2, 1]))
 
 

@@ -18,6 +18,8 @@ from shoal.experiments import claims, text
 NARROW = 78
 """Columns below which a claim takes two lines instead of a row."""
 PIPE_WIDTH = 120
+GAP = 2
+"""Columns between two columns of a table."""
 PLAIN_SECONDS = 5.0
 COLOURS = {"pass": "green", "FAIL": "bold red"}
 
@@ -66,7 +68,7 @@ def _claims(outcome: claims.Outcome, width: int) -> Table | Group:
     rows = [text.cells(claim) for claim in outcome.claims]
     if width < NARROW:
         return Group(*(_two_lines(row) for row in rows))
-    found = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    found = Table(box=None, padding=(0, GAP, 0, 0), header_style="bold", pad_edge=False)
     for title in text.COLUMNS:
         middle = title in ("baseline", "value")
         found.add_column(title, justify="right" if middle else "left", no_wrap=title != "claim")
@@ -87,21 +89,31 @@ def _two_lines(row: tuple[str, str, str, str, str]) -> Text:
 
 
 def _table(table: claims.Table, screen: Console) -> Table | Group:
-    """A table, or where its columns do not fit, a few lines a row."""
+    """A table; where its columns do not fit, a few lines a row."""
     title = Text(table.title, style="bold")
-    found = Table(
-        title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim"
-    )
     rows = [[text.number(cell) for cell in row] for row in table.rows]
-    for place, column in enumerate(table.columns):
+    columns = list(zip(table.columns, *rows))
+    widths = _widths(columns, screen.width - GAP * (len(columns) - 1))
+    if widths is None:
+        lines = (zip(table.columns[1:], row[1:]) for row in rows)
+        said = (", ".join(f"{name} {cell}" for name, cell in line) for line in lines)
+        return Group(title, *(Text(f"{row[0]}: {line}") for row, line in zip(rows, said)))
+    found = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+    for place, (column, width) in enumerate(zip(table.columns, widths)):
         numbers = any(not isinstance(row[place], str) for row in table.rows)
-        found.add_column(column, justify="right" if numbers else "left", no_wrap=numbers)
+        found.add_column(column, justify="right" if numbers else "left", width=width)
     for row in rows:
         found.add_row(*map(Text, row))
-    if screen.measure(found).minimum <= screen.width:
-        return found
-    lines = [
-        Text(f"{row[0]}: " + ", ".join(f"{name} {cell}" for name, cell in zip(table.columns[1:], row[1:])))
-        for row in rows
-    ]
-    return Group(title, *lines)
+    return Group(title, found)
+
+
+def _widths(columns: list[tuple[str, ...]], room: int) -> list[int] | None:
+    """Widths that fit: texts may be broken between words, numbers not at all; None if they cannot."""
+    widths = [max(map(len, column)) for column in columns]
+    least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    if sum(least) > room:
+        return None
+    while sum(widths) > room:
+        place = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[place] -= 1
+    return widths
