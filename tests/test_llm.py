@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shoal import LLM, Constraint, SamplingParams
+from shoal.core import policies
 from shoal.core.errors import CallerError, OperatorError
 from shoal.core.request import TokenLogprobs
 from shoal.llm import Result
@@ -269,6 +270,21 @@ def test_a_list_is_planned_so_that_a_small_pool_computes_a_shared_beginning_once
     assert llm.engine.memory.ledger.total == 16
     assert computed["forest"] == 24 * 48 + len(prompts) * 4 + generated
     assert computed["arrival"] > 1.5 * computed["forest"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"policy": name} for name in policies.POLICIES["policy"]]
+    + [{"reuse": name} for name in policies.POLICIES["reuse"]]
+    + [{"layout": "slots"}],
+    ids=str,
+)
+def test_every_system_and_layout_gives_the_same_answers(folder, llm, settings):
+    prompts = [*PROMPTS, *shuffled_groups()[:12]]
+    other = load(folder, max_num_seqs=3, **settings)
+    assert texts(other.generate(prompts, DRAWN)) == texts(llm.generate(prompts, DRAWN))
+    other.engine.check()
+    assert other.engine.idle
 
 
 def test_a_planned_call_that_is_left_midway_keeps_nothing_for_those_who_never_came(folder):

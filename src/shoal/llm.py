@@ -74,7 +74,7 @@ class LLM:
         reuse: str | Policy | None = None,
         chat_template: str | None = None,
     ) -> None:
-        self.config = EngineConfig(
+        config = EngineConfig(
             model=str(model),
             dtype=dtype,
             device=device,
@@ -95,7 +95,8 @@ class LLM:
             retention=retention,
             reuse=reuse,
         )
-        prepared = prepare(self.config, chat_template)
+        prepared = prepare(config, chat_template)
+        self.config = prepared.config
         self.description = prepared.description
         _log.info(self.description)
         self.model = prepared.model
