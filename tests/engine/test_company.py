@@ -128,6 +128,8 @@ COMPANY = {
     "no prefix reuse": {"prefix_reuse": False},
     "small pages": {"page_size": 4},
     "shortest first": {"order": "shortest"},
+    "slots": {"layout": "slots"},
+    "seven slots, moved": {"policy": "flover", "max_num_seqs": 7},
 }
 
 
