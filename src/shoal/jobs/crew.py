@@ -96,6 +96,8 @@ class Crew:
     def _start(self, turn: Turn, now: float) -> None:
         row = self._spool.read(turn.row)
         flight = Flight(turn.row, row, self._sampling(row))
+        # Plans leave rows whose own prompt is scored out of all sharing.
+        alone = flight.params.prompt_logprobs is not None
         request = Request(
             id=row.id,
             prompt=np.frombuffer(row.ids, dtype=np.int32),
@@ -103,8 +105,8 @@ class Crew:
             seed=row.seed,
             end_ids=self._end_ids,
             domain=turn.domain,
-            shared=turn.shared,
-            path=turn.path,
+            shared=0 if alone else turn.shared,
+            path=() if alone else turn.path,
         )
         for place, part in enumerate(fan_out(request)):
             try:

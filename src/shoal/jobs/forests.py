@@ -108,7 +108,11 @@ class _Filling:
         lengths = self._length[place]
         lengths[:] = [len(head.ids) // 4 for head in heads]
         if self._shares:
-            ids = np.frombuffer(b"".join([head.ids for head in heads]), dtype=np.int32)
+            ids = np.frombuffer(bytearray().join([head.ids for head in heads]), dtype=np.int32)
+            # A blind row reads nothing that others list, and what it lists depends on who came before it: it
+            # is left out of all sharing, with a beginning that is nobody else's.
+            blind = np.flatnonzero(self._blind[place])
+            ids[(lengths.cumsum() - lengths)[blind]] = -1 - (place.start + blind)
             self._hashes.add(ids, lengths)
             self._pages += int((lengths // self._page_size).sum())
 

@@ -51,6 +51,26 @@ class Job:
         return JobFiles(self.output)
 
 
+class Outcome(msgspec.Struct, kw_only=True):
+    """What a plan said and what then came of it, over the session that ran it to its end.
+
+    Attributes:
+        rows: that were left to run when it was made.
+        exact, planned, predicted: the plan's; prompt tokens and seconds.
+        computed: prompt tokens that were computed, those computed again after a preemption among them.
+        preemptions: how often a sequence had to give its pages back.
+        seconds: from the first step to the last.
+    """
+
+    rows: int
+    exact: bool
+    planned: int
+    predicted: float | None
+    computed: int
+    preemptions: int
+    seconds: float
+
+
 class Summary(msgspec.Struct, kw_only=True):
     """The books of a finished job, over all its sessions.
 
@@ -63,6 +83,7 @@ class Summary(msgspec.Struct, kw_only=True):
         folded_tokens: prompt and answer tokens of folded rows.
         sessions: processes that worked on it.
         seconds: their time together, as far as it was recorded.
+        outcome: of the last session's plan, if that session had rows to run.
     """
 
     rows: int = 0
@@ -78,6 +99,7 @@ class Summary(msgspec.Struct, kw_only=True):
     folded_tokens: int = 0
     sessions: int = 0
     seconds: float = 0.0
+    outcome: Outcome | None = None
 
     @property
     def exit_code(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.core.policies import make
-from shoal.core.policy import ForestView, Reuse
+from shoal.core.policy import ForestView, PageView, Retention, Reuse
 from shoal.engine.build import Prepared, policies
 from shoal.jobs.course import Course, rows_to_run
 from shoal.jobs.forests import WINDOW_PAGES, ForestReader
@@ -41,11 +41,9 @@ class Planner:
         chosen = policies(config)
         self.shares = config.prefix_reuse and config.layout != "slots"
         self.reuse: Reuse = chosen.reuse if self.shares else Arrival()
-        # Pins are what keeps a planned prefix until its last member, and depth-first order lasts only as long
+        # A planned prefix lasts until its last member if it is pinned, and rows run in planned order as long
         # as nobody sorts again.
-        self._kept = chosen.retention == make("retention", "planned") and chosen.order == make(
-            "order", "fcfs"
-        )
+        self._kept = _pins(chosen.retention) and chosen.order == make("order", "fcfs")
         self._reader = ForestReader(
             AnswerLengths(prepared.model, expected_tokens), config.page_size, self.shares, window_pages
         )
@@ -90,3 +88,11 @@ class Planner:
         figures.nodes += len(forest.parent)
         figures.levels = max(figures.levels, len(Tree(forest).levels))
         figures.exact &= (plan.pinned and self._kept) or plan.total == plan.tokens
+
+
+def _pins(retention: Retention) -> bool:
+    """Whether a page that somebody will come for stays."""
+    retention.bind(None, np.random.default_rng(0))
+    one = np.ones(1, dtype=np.int32)
+    view = PageView(now=0.0, page=one, depth=one, last_used=np.zeros(1), uses=one, wanted=one)
+    return bool(np.isposinf(retention.worth(view)).all())

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.jobs.job import Summary
+from shoal.jobs.job import Outcome, Summary
 from shoal.jobs.results import ResultLine
 
 
@@ -34,7 +34,8 @@ class Books:
             summary.folded_tokens += body.usage.prompt_tokens + body.usage.completion_tokens
 
     def summary(self, events: list[dict[str, Any]]) -> Summary:
-        """With the time of all sessions, as far as the journal recorded it."""
+        """With the time of all sessions, as far as the journal recorded it, and what came of the last one's
+        plan."""
         seconds = last = 0.0
         for event in events:
             if event["event"] == "session":
@@ -43,6 +44,7 @@ class Books:
             elif event["event"] == "progress":
                 last = event["seconds"]
         self._summary.seconds = seconds + last
+        self._summary.outcome = _outcome(events)
         return self._summary
 
     @staticmethod
@@ -52,3 +54,26 @@ class Books:
     @staticmethod
     def restore(values: dict[str, Any]) -> Summary:
         return msgspec.convert(values, Summary)
+
+
+def _outcome(events: list[dict[str, Any]]) -> Outcome | None:
+    plan: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
+    for event in events:
+        if event["event"] == "session":
+            plan = measured = None
+        elif event["event"] == "plan":
+            plan = event
+        elif event["event"] == "progress":
+            measured = event
+    if plan is None or measured is None:
+        return None
+    return Outcome(
+        rows=plan["rows"],
+        exact=plan["exact"],
+        planned=plan["computed"],
+        predicted=plan["seconds"],
+        computed=measured["prompt"],
+        preemptions=measured["preemptions"],
+        seconds=measured["running"],
+    )
