@@ -82,4 +82,7 @@ def test_the_cache_folder_follows_its_variable(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
     assert demo.cache_folder() == tmp_path
     monkeypatch.delenv("SHOAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert demo.cache_folder() == tmp_path / "caches" / "shoal"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert demo.cache_folder() == Path.home() / ".cache" / "shoal"

@@ -19,6 +19,7 @@ from shoal.core.cost import CostTable, StepShape
 from shoal.core.errors import OperatorError
 from shoal.engine import machine
 from shoal.models.architecture import Architecture
+from shoal.models.demo import cache_folder
 
 FORMAT = 1
 """Of the file; a reader takes no other."""
@@ -87,9 +88,7 @@ def identity_of(
 
 def path_of(identity: Identity) -> Path:
     """Where the calibration stands, or would."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(home) if home else Path.home() / ".cache"
-    return cache / "shoal" / "calibration" / f"{identity.key}.json"
+    return cache_folder() / "calibration" / f"{identity.key}.json"
 
 
 def load(identity: Identity) -> tuple[Stored | None, str | None]:
@@ -137,7 +136,7 @@ def save(
         raise OperatorError(
             f"the calibration cannot be kept: {error.strerror}",
             where=str(path),
-            remedy="make the folder writable, or name another with XDG_CACHE_HOME",
+            remedy="make the folder writable, or name another with SHOAL_CACHE",
         ) from None
     return path
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from shoal.core.cost import Cost
 from shoal.core.errors import CallerError
+from shoal.core.plan import StepPlan
 from shoal.core.policy import SEAMS, Policy
 from shoal.core.request import Request
 from shoal.engine.build import assemble
@@ -126,12 +127,22 @@ def predict_job(
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """A stretch of a job: all of it, the seconds of a row in its middle, and what its end took beyond."""
+    """A stretch of a job: all of it, seconds and steps of a row in its middle, and the seconds that its end
+    took beyond that."""
 
     whole: Prediction
     requests: int
     row_seconds: float
+    row_steps: float
     tail: float
+
+
+class _Mark(NamedTuple):
+    """How far a rehearsal had come."""
+
+    seconds: float
+    computed: int
+    steps: int
 
 
 class _Rehearsal:
@@ -141,13 +152,16 @@ class _Rehearsal:
         config = _fresh(prepared.config)
         model = prepared.model
         self.clock = JumpingClock()
-        executor = PricedExecutor(cost, self.clock, prepared.pages, config.page_size, model.vocabulary)
+        executor = PricedExecutor(
+            cost, self.clock, prepared.pages, config.page_size, model.vocabulary, watch=self._watch
+        )
         self.engine: Engine = assemble(config, executor, model, prepared.cost)
         self.window = max(512, 2 * config.max_num_seqs)
         self.timer = timer
         self.began = timer()
         self.fed = self.finished = self.refused = self.in_flight = self.peak = 0
-        self.marks: list[tuple[float, int]] = []
+        self.marks = [_Mark(0.0, 0, 0)]
+        self.full = self.marks[0]
 
     @property
     def seconds(self) -> float:
@@ -174,19 +188,18 @@ class _Rehearsal:
         return True
 
     def stretch(self, requests: Iterable[Request]) -> _Stretch:
-        """Run through, and look at the middle: from a quarter of the work done while requests came, when
-        neither the first prompts fill the steps alone nor the last answers run out."""
+        """Run through, and look at the middle, where neither the first prompts fill the steps alone nor the
+        last answers run out: after a quarter of the work that was done while somebody waited."""
         self.feed(iter(requests))
-        fed_at, fed_rows = self.seconds, self._computed
         self.drain()
-        whole = self.prediction()
-        begin_at, begin_rows = next((m for m in self.marks if m[1] >= fed_rows // 4), (0.0, 0))
-        rows = fed_rows - begin_rows
-        if rows <= 0:
-            return _Stretch(whole, self.fed, whole.seconds / max(1, whole.computed), 0.0)
-        row_seconds = (fed_at - begin_at) / rows
-        tail = whole.seconds - fed_at - row_seconds * (whole.computed - fed_rows)
-        return _Stretch(whole, self.fed, row_seconds, max(0.0, tail))
+        whole, full = self.prediction(), self.full
+        begin = next(mark for mark in self.marks if mark.computed >= full.computed // 4)
+        if full.computed <= begin.computed:
+            begin, full = self.marks[0], self.marks[-1]
+        rows = max(1, full.computed - begin.computed)
+        row_seconds = (full.seconds - begin.seconds) / rows
+        tail = whole.seconds - full.seconds - row_seconds * (whole.computed - full.computed)
+        return _Stretch(whole, self.fed, row_seconds, (full.steps - begin.steps) / rows, max(0.0, tail))
 
     def prediction(self) -> Prediction:
         counters = self.engine.scheduler.counters
@@ -202,10 +215,6 @@ class _Rehearsal:
             refused=self.refused,
         )
 
-    @property
-    def _computed(self) -> int:
-        return self.engine.scheduler.counters.computed
-
     def _add(self, request: Request) -> None:
         self.fed += 1
         try:
@@ -219,8 +228,13 @@ class _Rehearsal:
         finished = len(step(self.engine, self.clock).output.finished)
         self.finished += finished
         self.in_flight -= finished
+        scheduler = self.engine.scheduler
+        self.marks.append(_Mark(self.seconds, scheduler.counters.computed, scheduler.counters.steps))
+        if scheduler.waiting:
+            self.full = self.marks[-1]
+
+    def _watch(self, plan: StepPlan) -> None:
         self.peak = max(self.peak, self.engine.memory.ledger.held)
-        self.marks.append((self.seconds, self._computed))
 
 
 def _fresh(config: EngineConfig) -> EngineConfig:
@@ -234,20 +248,21 @@ def _fresh(config: EngineConfig) -> EngineConfig:
 
 
 def _extrapolate(found: list[_Stretch], count: int, computed: int, emitted: int) -> Prediction:
-    rows = sum(stretch.whole.computed for stretch in found)
-    seen = sum(stretch.requests for stretch in found)
-    rate = sum(stretch.row_seconds * stretch.whole.computed for stretch in found) / max(1, rows)
-    tail = sum(stretch.tail for stretch in found) / len(found)
-    whole = found[0].whole
-    return replace(
-        whole,
-        seconds=rate * computed + tail,
-        steps=round(sum(stretch.whole.steps for stretch in found) * computed / max(1, rows)),
+    rows = max(1, sum(stretch.whole.computed for stretch in found))
+    share = count / max(1, sum(stretch.requests for stretch in found))
+
+    def weighted(what: Callable[[_Stretch], float]) -> float:
+        return sum(what(stretch) * stretch.whole.computed for stretch in found) / rows
+
+    return Prediction(
+        seconds=weighted(lambda stretch: stretch.row_seconds) * computed
+        + sum(stretch.tail for stretch in found) / len(found),
+        steps=round(weighted(lambda stretch: stretch.row_steps) * computed),
         computed=computed,
         prompt=computed - (emitted - count),
         emitted=emitted,
-        preemptions=round(sum(stretch.whole.preemptions for stretch in found) * count / max(1, seen)),
+        preemptions=round(share * sum(stretch.whole.preemptions for stretch in found)),
         peak_pages=max(stretch.whole.peak_pages for stretch in found),
-        refused=round(sum(stretch.whole.refused for stretch in found) * count / max(1, seen)),
+        refused=round(share * sum(stretch.whole.refused for stretch in found)),
         exact=False,
     )

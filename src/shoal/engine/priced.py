@@ -5,7 +5,7 @@ The scheduler, memory and policies in front of it are the real ones; only the se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +47,7 @@ class PricedExecutor:
             be compared; otherwise every token is ``token``, which costs next to nothing.
         token: the token that every row chooses without arithmetic.
         reserved: with arithmetic, ids below this are never produced.
+        watch: shown each plan when it is submitted.
     """
 
     invariant = True
@@ -62,6 +63,7 @@ class PricedExecutor:
         arithmetic: bool = False,
         token: int = 0,
         reserved: int = 0,
+        watch: Callable[[StepPlan], None] | None = None,
     ) -> None:
         self.cost = cost
         self.clock = clock
@@ -69,6 +71,7 @@ class PricedExecutor:
         self.page_size = page_size
         self.vocabulary = vocabulary
         self.token = token
+        self.watch = watch
         self.shape: StepShape | None = None
         """Of the last step."""
         self._choice = np.full(64, PLAIN, dtype=np.int32)
@@ -88,6 +91,8 @@ class PricedExecutor:
         pass
 
     def submit(self, plan: StepPlan) -> None:
+        if self.watch is not None:
+            self.watch(plan)
         self.shape = shape_of(plan, self._choice)
         self.clock.advance(self.cost.step(self.shape))
         if self._null is not None:

@@ -19,9 +19,11 @@ _CHUNK = 1 << 20
 
 
 def cache_folder() -> Path:
-    """``$SHOAL_CACHE``, or ``~/.cache/shoal``."""
-    stated = os.environ.get("SHOAL_CACHE")
-    return Path(stated).expanduser() if stated else Path.home() / ".cache" / "shoal"
+    """``$SHOAL_CACHE``, or ``shoal`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if stated := os.environ.get("SHOAL_CACHE"):
+        return Path(stated).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "shoal"
 
 
 def demo_model(folder: Path | None = None) -> Path:
