@@ -132,7 +132,7 @@ def test_a_long_run_stays_small_and_loses_no_token(tmp_path: Path) -> None:
         prompt, generated, now = prompt + more, generated + less, now + float(seconds)
         engine.memory.ledger.free = more % 100
         made.step(now)
-    made.save(now, force=True)
+    made.save(last=True)
     bins = made.trace.bins
     assert 500 < len(bins) <= trace.MOST_BINS
     assert (sum(bins.steps), sum(bins.prompt), sum(bins.generated)) == (30_000, prompt, generated)
@@ -153,7 +153,7 @@ def test_a_resumed_job_tells_of_both_sessions(tmp_path: Path) -> None:
             engine.did(7, 1)
             made.step(50.0 + session + step)
         made.row(session + 1, f"row {session}", [finished(ended=4.0 + session)])
-        made.save(0.0, force=True)
+        made.save(last=True)
     note = Recorder(tmp_path / "trace", "mark").trace
     assert [entry.start for entry in note.sessions] == [0.0, 10.0]
     assert [(entry.seconds, entry.prompt, entry.generated) for entry in note.sessions] == [(10.0, 70, 10)] * 2
@@ -172,13 +172,11 @@ def test_what_is_no_trace_of_this_job_is_begun_anew(tmp_path: Path, left: bytes)
     assert Recorder(path, "mark").trace == Trace(trace.VERSION, "mark")
 
 
-def test_it_is_written_once_a_second_and_removed(tmp_path: Path) -> None:
-    engine = Engine()
-    made = recorder(tmp_path, engine)
-    made.save(0.5)
-    assert not made.path.exists()
-    made.save(1.0)
-    assert [file.name for file in tmp_path.iterdir()] == ["trace"]
+def test_the_file_is_replaced_and_removed(tmp_path: Path) -> None:
+    made = recorder(tmp_path, Engine())
+    for _ in range(2):
+        made.save()
+        assert [file.name for file in tmp_path.iterdir()] == ["trace"]
     made.remove()
     assert not made.path.exists()
 
@@ -187,7 +185,7 @@ def test_the_slowest_rows_are_kept_with_where_their_time_went(tmp_path: Path) ->
     made = recorder(tmp_path, Engine())
     for i in np.random.default_rng(2).permutation(1000).tolist():
         made.row(i, f"r{i}", [finished(ended=4.0 + i), finished(ended=3.5, preemptions=1)])
-    made.save(9.0)
+    made.save()
     slowest = made.trace.slowest
     assert [row.id for row in slowest] == [f"r{i}" for i in range(999, 979, -1)]
     row = slowest[0]
@@ -230,7 +228,7 @@ def test_a_prefix_is_the_same_group_whatever_its_number(tmp_path: Path) -> None:
         path = (SharedPrefix(node, 32, node),)
         made.row(node, "r", [finished(cached=32, path=path, prompt=40)])
         made.row(node, "r", [finished(cached=32, path=(SharedPrefix(9, 32, 2),), prompt=40, first_id=7)])
-        made.save(0.0, force=True)
+        made.save(last=True)
     groups = list(made.trace.savings.groups.values())
     assert [(group.line, group.members, group.requests, group.saved) for group in groups] == [
         (3, 8, 2, 64),

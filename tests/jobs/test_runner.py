@@ -44,6 +44,7 @@ def test_every_row_is_answered_once(job: Job) -> None:
         "in.jsonl",
         "out.jsonl",
         "out.jsonl.journal",
+        "out.jsonl.report.html",
     ]
 
 

@@ -105,7 +105,10 @@ def test_killed_anywhere_and_resumed(
         again = computed + outcome.computed - needed
         assert 0 <= again <= died * SEQUENCES * LONGEST, (chain, again)
         assert sorted(file.name for file in folder.iterdir()) == sorted(
-            ["in.jsonl", "out.jsonl", "out.jsonl.journal", "out.jsonl.quarantine.jsonl", "side.json"]
+            [
+                *("in.jsonl", "out.jsonl", "out.jsonl.journal", "out.jsonl.quarantine.jsonl"),
+                *("out.jsonl.report.html", "side.json"),
+            ]
         )
         deaths += died
         most = max(most, again)

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InternalError, ShoalError
-from shoal.core.request import Finished, FinishReason, Request, SamplingParams, fan_out
+from shoal.core.request import Finished, FinishReason, SamplingParams, fan_out
 from shoal.jobs.answers import AnswerWriter
-from shoal.jobs.course import Course, Turn
+from shoal.jobs.course import Course, Turn, request_of
 from shoal.jobs.job import Status
+from shoal.jobs.recorder import Recorder
 from shoal.jobs.results import Results
 from shoal.jobs.spool import Spool, SpoolRow, unpack
 
@@ -43,6 +44,7 @@ class Crew:
         course: the rows to hand to the engine, in this order.
         done: shape (rows,), bool: rows that have their line; kept up to date.
         window: most sequences in the engine; at least one row is always let in.
+        recorder: told of every row that the engine answered.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Crew:
         writer: AnswerWriter,
         window: int,
         status: Status,
+        recorder: Recorder,
     ) -> None:
         self._engine = engine
         self._end_ids = end_ids
@@ -65,6 +68,7 @@ class Crew:
         self._writer = writer
         self._window = window
         self._status = status
+        self._recorder = recorder
         self._flights: dict[int, tuple[Flight, int]] = {}
         self._left = iter(course)
         self._none_left = False
@@ -96,18 +100,7 @@ class Crew:
     def _start(self, turn: Turn, now: float) -> None:
         row = self._spool.read(turn.row)
         flight = Flight(turn.row, row, self._sampling(row))
-        # Plans leave rows whose own prompt is scored out of all sharing.
-        alone = flight.params.prompt_logprobs is not None
-        request = Request(
-            id=row.id,
-            prompt=np.frombuffer(row.ids, dtype=np.int32),
-            params=flight.params,
-            seed=row.seed,
-            end_ids=self._end_ids,
-            domain=turn.domain,
-            shared=0 if alone else turn.shared,
-            path=() if alone else turn.path,
-        )
+        request = request_of(row, flight.params, turn, self._end_ids)
         for place, part in enumerate(fan_out(request)):
             try:
                 handle = self._engine.add(part, now)
@@ -143,6 +136,7 @@ class Crew:
         """The followers' lines come before the leader's: a leader's line says that theirs are there."""
         answers = [answer for answer in flight.answers if answer is not None]
         leader = flight.row.line
+        self._recorder.row(leader, flight.row.id, answers, flight.error)
         for index in self._spool.followers(flight.index):
             if not self._done[index]:
                 self._write_line(index, self._spool.read(index), flight, answers, leader)

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 from shoal.core.errors import ShoalError
 from shoal.core.request import Finished, Ids, SharedPrefix
 from shoal.jobs import trace
-from shoal.jobs.files import remove
 from shoal.jobs.settings import settings_of
 from shoal.jobs.trace import FailedRow, Group, Session, SlowRow, Trace
 
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
 
-SAVE_SECONDS = 1.0
 REASON = 300
 """Characters kept of why a row failed."""
 
@@ -96,9 +94,8 @@ class Recorder:
 
     How a runner uses it: construct it once the journal knows its job, ``phase`` for whatever takes time
     before the first step, ``begin`` when the engine is there, ``step`` after each engine step, ``row`` for
-    each row whose answers are complete (not for those that were folded into it), ``save`` whenever it
-    likes (it looks at the clock itself) and with ``force`` when it stops. Once the report is written,
-    ``remove`` the file.
+    each row whose answers are complete (not for those that were folded into it), ``save`` about once a
+    second and when it stops. Once the report is written, ``remove`` the file.
 
     Args:
         path: ``JobFiles.trace``; what earlier sessions of the job left there is gone on from.
@@ -110,7 +107,6 @@ class Recorder:
         self.trace = trace.load(path, mark)
         self._slowest = [(row.latency, -i, row) for i, row in enumerate(self.trace.slowest)]
         heapq.heapify(self._slowest)
-        self._saved = 0.0
         self._meter: _Meter | None = None
         self._groups: dict[int, Group] = {}
 
@@ -125,7 +121,6 @@ class Recorder:
         """The first step comes next. ``now`` is on the clock of ``step``; ``wall`` is Unix time."""
         self._meter = _Meter(engine, self.trace, now, wall)
         self.trace.settings = settings_of(engine)
-        self._saved = now
 
     def step(self, now: float) -> None:
         """A step of the engine ended at ``now``."""
@@ -226,20 +221,17 @@ class Recorder:
 
     # The file
 
-    def save(self, now: float, *, force: bool = False) -> None:
-        """Write the file, if a second has passed since it was written.
+    def save(self, *, last: bool = False) -> None:
+        """Write the file. The bin that is open goes in with the next one, unless this was the ``last``.
 
         Raises:
             OperatorError: it cannot be written.
         """
-        if not force and now - self._saved < SAVE_SECONDS:
-            return
-        self._saved = now
-        if force and self._meter is not None:
+        if last and self._meter is not None:
             self._meter.close()
         self.trace.slowest = [row for _, _, row in sorted(self._slowest, reverse=True)]
         trace.save(self.trace, self.path)
 
     def remove(self) -> None:
         """Delete the file: the report has it all."""
-        remove(self.path)
+        trace.discard(self.path)

@@ -20,6 +20,8 @@ from shoal.jobs.files import remove
 from shoal.jobs.job import Job, Status, Stopping, Summary, Watcher
 from shoal.jobs.journal import Journal
 from shoal.jobs.plan import Planner
+from shoal.jobs.recorder import Recorder
+from shoal.jobs.report import write_report
 from shoal.jobs.results import Results, in_input_order, scan
 from shoal.jobs.session import Session, open_rows
 from shoal.jobs.spool import NOBODY, Spool
@@ -80,16 +82,20 @@ class _Run(Session):
         spool = self._prepared()
         try:
             self._journal.write("session", started=time.time(), durable=False)
+            self._recorder = Recorder(self._files.trace, job_mark(self._journal.identity))
+            self._recorder.phase("preparing rows", self._clock() - started)
             done = self._scan(spool)
             if np.any((spool.leader != NOBODY) & ~done):
                 course = self._plan(planner, spool, done)
                 self._answer(start, course, spool, done, started)
-            return self._finish()
+            return self._finish(spool)
         finally:
             spool.close()
 
     def _plan(self, planner: Planner, spool: Spool, done: npt.NDArray[np.bool_]) -> Course:
+        started = self._clock()
         course, planned = planner.plan(spool, done, self._watcher, self._stopping)
+        self._recorder.phase("planning", self._clock() - started)
         self._journal.write("plan", durable=False, **msgspec.to_builtins(planned))
         self._watcher.planned(planned)
         return course
@@ -102,18 +108,21 @@ class _Run(Session):
         done: npt.NDArray[np.bool_],
         started: float,
     ) -> None:
+        loading = self._clock()
         try:
             engine = start()
         except OperatorError:
             self._forget()
             raise
+        self._recorder.phase("loading the model", self._clock() - loading)
         rows = int(np.count_nonzero(spool.leader != NOBODY))
         status = Status(rows=rows, done=int(np.count_nonzero(done)))
         created = self._journal.identity["created"]
         results = Results(self._files)
         writer = AnswerWriter(self._model, job_mark(self._journal.identity), created)
         crew = Crew(
-            engine, self._model.end_ids, spool, course, done, results, writer, self._job.window, status
+            *(engine, self._model.end_ids, spool, course, done, results, writer),
+            *(self._job.window, status, self._recorder),
         )
         try:
             self._loop(crew, engine, results, status, started)
@@ -122,6 +131,7 @@ class _Run(Session):
 
     def _loop(self, crew: Crew, engine: Engine, results: Results, status: Status, started: float) -> None:
         shown = recorded = begun = self._clock()
+        self._recorder.begin(engine, begun, time.time())
         while True:
             now = self._clock()
             crew.fill(now)
@@ -130,22 +140,26 @@ class _Run(Session):
             if crew.in_flight:
                 self._step(crew, engine, now)
             now = self._clock()
+            self._recorder.step(now)
             if results.due(now):
                 results.sync(now)
             if now - recorded >= PROGRESS_SECONDS:
                 recorded = now
                 self._record(status, engine, now - started, now - begun)
+                self._recorder.save()
             if now - shown >= SHOW_SECONDS:
                 shown = now
                 self._watcher.running(status, now)
             if self._stopping():
                 results.sync(now)
                 self._record(status, engine, now - started, now - begun)
+                self._recorder.save(last=True)
                 self._journal.write("interrupted", done=status.done)
                 raise Interrupted
         now = self._clock()
         results.sync(now)
         self._record(status, engine, now - started, now - begun)
+        self._recorder.save(last=True)
         self._watcher.running(status, now)
 
     def _step(self, crew: Crew, engine: Engine, now: float) -> None:
@@ -168,7 +182,7 @@ class _Run(Session):
             running=round(running, 3),
         )
 
-    def _finish(self) -> Summary:
+    def _finish(self, spool: Spool) -> Summary:
         if not self._files.output.exists():
             Results(self._files).close()
         if self._job.ordered:
@@ -184,7 +198,16 @@ class _Run(Session):
                 where=str(self._files.output),
                 remedy="report this with the journal",
             )
+        self._report(spool, summary)
         self._journal.write("done", summary=books.plain(summary))
+        self._recorder.remove()
         remove(self._files.spool)
         remove(self._files.sorted)
         return summary
+
+    def _report(self, spool: Spool, summary: Summary) -> None:
+        """A report that cannot be written is no reason to fail: every answer is there."""
+        try:
+            write_report(self._job, self._journal, self._model, spool, summary, self._recorder.trace)
+        except OperatorError as error:
+            self._watcher.say(f"no report: {error}")

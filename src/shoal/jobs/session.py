@@ -22,6 +22,7 @@ from shoal.jobs.sources import Source, sha256_of
 from shoal.jobs.spool import NOBODY, Spool
 from shoal.jobs.summary import Books
 from shoal.jobs.tables import open_source
+from shoal.jobs.trace import discard
 
 
 def open_rows(job: Job) -> Source:
@@ -138,6 +139,7 @@ class Session:
 
     def _finished_before(self, event: dict[str, Any]) -> Summary:
         remove(self._files.spool)
+        discard(self._files.trace)
         if not self._files.output.exists():
             raise OperatorError(
                 "the job is finished, but its output is gone",

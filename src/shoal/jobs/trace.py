@@ -170,6 +170,8 @@ class SlowRow(msgspec.Struct):
 
 
 class FailedRow(msgspec.Struct):
+    """A row that could not be answered."""
+
     id: str
     line: int
     reason: str
@@ -304,13 +306,23 @@ def save(trace: Trace, path: Path) -> None:
     replace_file(path, msgspec.msgpack.encode(trace))
 
 
+def discard(path: Path) -> None:
+    """Delete the file, and what a death while it was written left beside it."""
+    remove(path)
+    remove(_beside(path))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write beside, then rename.
 
     Raises:
         OperatorError: it cannot be written; the old file stays.
     """
-    beside = path.with_name(path.name + ".new")
+    beside = _beside(path)
     descriptor = open_file(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     try:
         write_all(descriptor, data, beside)

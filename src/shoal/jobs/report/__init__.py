@@ -2,53 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from itertools import islice
+from typing import Any
 
 import msgspec
+import numpy as np
 
+from shoal.engine.model import TextModel
 from shoal.jobs.files import JobFiles
 from shoal.jobs.job import Job, Planned, Summary
+from shoal.jobs.journal import Journal
 from shoal.jobs.report.data import MOST_BAD, MOST_PREFIXES, BadRow, Prefix, Story
 from shoal.jobs.settings import Settings
+from shoal.jobs.spool import NOBODY, Spool
 from shoal.jobs.trace import Group, Trace, replace_file
 
-Excerpt = Callable[[Group], str]
-"""The beginning of a prefix's own stretch as text."""
+EXCERPT = 80
+"""Tokens of a prefix that are shown."""
 
 
-def tell(
-    job: Job,
-    summary: Summary,
-    trace: Trace,
-    *,
-    planned: Planned | None = None,
-    asked: Settings | None = None,
-    excerpt: Excerpt = lambda group: "",
-    now: datetime | None = None,
-) -> Story:
-    """Gather what the report of a finished job shows.
+def write_report(
+    job: Job, journal: Journal, model: TextModel, spool: Spool, summary: Summary, trace: Trace
+) -> None:
+    """Write ``OUT.report.html`` of a job whose rows all have their line, or replace it.
 
-    Args:
-        planned: what the plan of the latest session said.
-        asked: further settings, by heading, such as what the job's flags were.
-        excerpt: called for the few prefixes that are shown.
-        now: when it was written.
+    Raises:
+        OperatorError: it cannot be written.
     """
-    groups = sorted(trace.savings.groups.values(), key=lambda group: group.saved, reverse=True)
+    from shoal.jobs.report.page import render
+
+    story = tell(job, journal, model, spool, summary, trace)
+    replace_file(job.files.report, render(story).encode("utf-8", "replace"))
+
+
+def tell(job: Job, journal: Journal, model: TextModel, spool: Spool, summary: Summary, trace: Trace) -> Story:
+    """Gather what the report of a job shows."""
+    plan = journal.last("plan")
+    shared = [group for group in trace.savings.groups.values() if group.requests > 1]
+    shared.sort(key=lambda group: group.saved, reverse=True)
     return Story(
         input=job.input.name,
         output=job.output.name,
-        written=(now or datetime.now()).strftime("%Y-%m-%d %H:%M"),
+        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         summary=summary,
         trace=trace,
-        planned=planned,
-        prefixes=[Prefix(group, excerpt(group)) for group in groups[:MOST_PREFIXES] if group.requests > 1],
+        planned=None if plan is None else msgspec.convert(plan, Planned),
+        prefixes=[Prefix(group, excerpt(group, model, spool)) for group in shared[:MOST_PREFIXES]],
         bad=_bad_rows(job.files) if summary.quarantined else [],
         quarantine=job.files.quarantine.name,
-        settings=trace.settings | (asked or {}),
+        settings=trace.settings | asked(journal.identity),
     )
+
+
+def excerpt(group: Group, model: TextModel, spool: Spool) -> str:
+    """How the stretch of a prefix begins, as text."""
+    row = spool.row_of(group.line)
+    if row == NOBODY:
+        return ""
+    ids = np.frombuffer(spool.read(row).ids, dtype=np.int32)[group.start : group.tokens]
+    # A stretch may begin or end within a character.
+    return model.tokenizer.decode(ids[:EXCERPT], False).strip("\ufffd")
+
+
+def asked(identity: dict[str, Any]) -> Settings:
+    """The model and the job's parameters as the journal knows them; what is left at nothing is left out."""
+    found: Settings = {}
+    for heading, name in (("Model", "model"), ("Job", "parameters")):
+        values = {
+            key: value for key, value in identity.get(name, {}).items() if value not in (None, "", [], {})
+        }
+        found[heading] = [(key, _written(value), "") for key, value in values.items()]
+    return {heading: entries for heading, entries in found.items() if entries}
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _bad_rows(files: JobFiles) -> list[BadRow]:
@@ -58,14 +87,3 @@ def _bad_rows(files: JobFiles) -> list[BadRow]:
             return [msgspec.json.decode(line, type=BadRow) for line in islice(file, MOST_BAD)]
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return []
-
-
-def write_report(files: JobFiles, story: Story) -> None:
-    """Write ``OUT.report.html``, or replace it.
-
-    Raises:
-        OperatorError: it cannot be written.
-    """
-    from shoal.jobs.report.page import render
-
-    replace_file(files.report, render(story).encode("utf-8", "replace"))

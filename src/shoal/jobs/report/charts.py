@@ -21,6 +21,7 @@ WIDTH, HEIGHT = 1000, 240
 MOST_POINTS = 240
 HEADROOM = 1.04
 MOST_BARS = 40
+FEW = 8
 WIDE = 30.0
 """From this ratio of the largest to the smallest usual value on, a histogram's axis is logarithmic."""
 
@@ -203,6 +204,7 @@ def histogram(found: Histogram, name: str, colour: str, *, time: bool, thing: st
     ticks = scale.log_ticks(axis.low, axis.high) if axis.log else scale.inner_ticks(axis.low, axis.high)
     if not time:
         ticks = sorted({float(math.floor(tick + 1e-9)) for tick in ticks if tick >= axis.low})
+    # A bar that stands for one number has its tick in the middle.
     offset = 0.0 if time or axis.log or bars != axis.high - axis.low else 0.5
     placed = [(axis.share(tick + offset), write(tick)) for tick in ticks if tick + offset <= axis.high]
     marks = [(axis.share(found.quantile(q) + offset), text) for q, text in QUANTILES]
@@ -228,21 +230,30 @@ def _between(low: float, high: float, time: bool) -> str:
 
 def _scaled(found: Histogram, time: bool) -> tuple[Scaled, int]:
     """The axis that shows the values best, and how many bars."""
-    low, high = (found.low, found.high) if found.count else (0.0, 1.0)
-    if not time:
-        high += 1
-        if high - low <= MOST_BARS:
-            return Scaled(low, high, False), max(1, round(high - low))
     usual = max(found.quantile(0.02), 1e-6 if time else 1.0)
+    low, high = found.low, found.high
     if high / usual > WIDE:
-        low = max(low, usual / 10)
-        return Scaled(low, high, True), MOST_BARS
+        return Scaled(max(low, usual / 10), high if time else high + 1, True), MOST_BARS
+    if not time:
+        return _whole(low, high)
     if high - low < 0.02 * high:
         # All about equal: show the neighbourhood.
         low, high = 0.9 * low, max(1.1 * high, 1e-9)
     elif low < 0.5 * high:
         low = 0.0
     return Scaled(low, high, False), MOST_BARS
+
+
+def _whole(low: float, high: float) -> tuple[Scaled, int]:
+    """Bars of whole numbers, as many in each."""
+    if low < 0.5 * high:
+        low = 0.0
+    if high - low < FEW:
+        low, high = max(0.0, low - FEW // 2), high + FEW // 2
+    size = max(1, math.ceil((high + 1 - low) / MOST_BARS))
+    low = size * math.floor(low / size)
+    bars = math.ceil((high + 1 - low) / size)
+    return Scaled(low, low + bars * size, False), bars
 
 
 def spread(found: Histogram, edges: list[float], *, whole: bool) -> list[float]:

@@ -17,12 +17,12 @@ class Prefix(msgspec.Struct):
 
 
 class BadRow(msgspec.Struct):
-    """A row that was put into quarantine."""
+    """A row that was put into quarantine, as it stands in that file."""
 
     line: int
     reason: str = ""
     remedy: str = ""
-    custom_id: str | int | None = None
+    id: str | int | None = msgspec.field(default=None, name="custom_id")
     raw: str = ""
 
 

@@ -34,9 +34,7 @@ def render(story: Story) -> str:
         slow=_slow(story.trace),
         comparison=comparison(story),
         rest_saved=_rest_saved(story),
-        reasons=sorted(
-            ((what, scale.count(rows)) for what, rows in story.trace.reasons.items()), key=lambda e: e[0]
-        ),
+        reasons=_reasons(story.trace),
         phases=phases(story),
         style=Markup(_text("page.css")),
         script=Markup(_text("page.js")),
@@ -86,8 +84,8 @@ def figures(story: Story) -> list[tuple[str, str, str]]:
     if summary.seconds and summary.answered:
         rate = f"{scale.short(summary.answered / summary.seconds)} a second"
         found.append(("rows answered", scale.count(summary.answered), rate))
-    if trace.seconds:
-        computed = sum(trace.bins.prompt) + sum(trace.bins.generated)
+    computed = _computed(trace)
+    if computed:
         found.append(("computed", f"{scale.short(computed / trace.seconds)}", "tokens a second"))
         found.append(
             ("answers", f"{scale.short(sum(trace.bins.emitted) / trace.seconds)}", "tokens a second")
@@ -108,10 +106,14 @@ def figures(story: Story) -> list[tuple[str, str, str]]:
     return found
 
 
+def _computed(trace: Trace) -> int:
+    return sum(trace.bins.prompt) + sum(trace.bins.generated)
+
+
 def comparison(story: Story) -> list[tuple[str, str, str, str]]:
     """Planned against measured: (what, planned, measured, difference)."""
     plan, outcome, trace = story.planned, story.summary.outcome, story.trace
-    if outcome is None:
+    if outcome is None or not outcome.computed:
         return []
     found = []
     if outcome.predicted is not None:
@@ -146,7 +148,7 @@ def phases(story: Story) -> list[tuple[str, str]]:
 def _charts(trace: Trace) -> dict[str, Chart]:
     """Those for which there is anything to show, by name."""
     found = {}
-    if len(trace.bins):
+    if _computed(trace):
         found = _over_time(trace)
     lengths = {
         "latency": (trace.latency, "queue", True, "rows"),
@@ -283,6 +285,12 @@ def _rest_saved(story: Story) -> int:
     savings = story.trace.savings
     whole = savings.others_saved + sum(group.saved for group in savings.groups.values())
     return whole - sum(prefix.group.saved for prefix in story.prefixes)
+
+
+def _reasons(trace: Trace) -> list[tuple[str, str]]:
+    """Why rows failed, most frequent first: (reason, rows)."""
+    ranked = sorted(trace.reasons.items(), key=lambda entry: -entry[1])
+    return [(what, scale.count(rows)) for what, rows in ranked]
 
 
 def _slow(trace: Trace) -> list[dict[str, Any]]:

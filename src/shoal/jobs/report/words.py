@@ -81,19 +81,22 @@ def _sharing(story: Story) -> str:
 def predicted(story: Story) -> str:
     """The plan against what was measured, of the session that ended the job."""
     outcome = story.summary.outcome
-    if outcome is None:
+    if outcome is None or not outcome.computed:
         return ""
     parts = []
     if outcome.predicted is not None and outcome.seconds:
         off = difference(outcome.predicted, outcome.seconds)
         took = f"it took {duration(outcome.seconds)} ({off})"
         parts.append(f"{duration(outcome.predicted)} of running, and {took}")
-    if outcome.planned and outcome.computed == outcome.planned:
-        parts.append(f"{count(outcome.planned)} prompt tokens to compute, and that was exact")
+    if outcome.computed == outcome.planned:
+        parts.append(f"{plural(outcome.planned, 'prompt token')} to compute, and that was exact")
     elif outcome.planned:
         were = f"{count(outcome.computed)} were ({difference(outcome.planned, outcome.computed)})"
-        parts.append(f"{count(outcome.planned)} prompt tokens to compute, and {were}")
-    return f"The plan said {'; '.join(parts)}." if parts else ""
+        why = ", because rows that had to yield were computed again" if outcome.preemptions else ""
+        parts.append(f"{count(outcome.planned)} prompt tokens to compute, and {were}{why}")
+    rows = plural(outcome.rows, "row")
+    plan = f"The last session's plan, over {rows}," if story.summary.sessions > 1 else "The plan"
+    return f"{plan} said {'; '.join(parts)}." if parts else ""
 
 
 def difference(said: float, measured: float) -> str:
@@ -117,9 +120,13 @@ def _trouble(story: Story) -> str:
         parts.append(f"{plural(summary.cut, 'answer')} ended at max_tokens")
     preemptions = sum(trace.bins.preemptions)
     if preemptions:
-        parts.append(f"memory ran full {plural(preemptions, 'time')}, so that somebody had to yield")
+        parts.append(f"memory ran full {often(preemptions)}, so that somebody had to yield")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def often(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{count(number)} times")
 
 
 def why(row: SlowRow, trace: Trace) -> str:
@@ -127,7 +134,7 @@ def why(row: SlowRow, trace: Trace) -> str:
     reasons = []
     if row.preemptions:
         again = f" and {plural(row.lost, 'token')} were computed again" if row.lost else ""
-        reasons.append(f"had to yield {plural(row.preemptions, 'time')} because memory was full{again}")
+        reasons.append(f"had to yield {often(row.preemptions)} because memory was full{again}")
     rows = max(1, trace.latency.count)
     parts = [
         (row.decode, trace.decoded / rows, _decode),
