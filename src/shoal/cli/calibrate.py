@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from shoal.cli.flags import engine_flags
 from shoal.cli.options import engine_config
-from shoal.cli.run import _engine_flags as engine_flags
 from shoal.core.errors import OperatorError
 from shoal.jobs.ending import ANSWERED
 

@@ -10,6 +10,7 @@ import msgspec
 
 from shoal.core.config import EngineConfig, parse_bytes
 from shoal.core.errors import CallerError, OperatorError
+from shoal.core.policies import DEFAULTS
 from shoal.core.request import Constraint, SamplingParams
 from shoal.jobs.examples import read_examples
 from shoal.jobs.files import refused
@@ -22,8 +23,7 @@ Flags = dict[str, Any]
 
 ENGINE_FLAGS = (
     *("model", "load_format", "dtype", "device", "threads", "max_model_len", "max_num_seqs"),
-    "layout",
-    *("max_num_batched_tokens", "order", "admission", "victim", "retention"),
+    *("layout", "max_num_batched_tokens", "policy", *DEFAULTS),
 )
 SAMPLING_FLAGS = (
     *("n", "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty"),
