@@ -248,6 +248,8 @@ def summary_rows(job: Job, summary: Summary) -> list[tuple[str, str]]:
         ("time", f"{duration(summary.seconds)}{sessions}, {per_second:,.0f} tokens/s"),
         ("results", str(job.output)),
     ]
+    if job.files.report.exists():
+        rows.append(("report", str(job.files.report)))
     if summary.cut:
         rows.insert(2, ("cut", f"{summary.cut:,} answers ended at max_tokens"))
     return [row for row in rows if row[0] not in ("failed", "quarantined", "folded") or row[1][0] != "0"]
