@@ -27,6 +27,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 EMITS = (1, 8, 32, 64, 128)
 TOUCHED = 256 << 20
 """Bytes of K/V that are written before any is read: much more than a processor's cache."""
+PLACES = 32
+"""Sequences in a step where each has one place of its own and none can be shared."""
 REPEATS, ENOUGH = 5, 0.4
 """A step is repeated so often, or until its repeats took so many seconds."""
 LARGEST = 0.15
@@ -77,12 +79,14 @@ def calibrate(
 
     Args:
         executor: writes over its pages, so nobody may rely on what they hold, and no slot is open.
-        longest: tokens of the longest sequence.
+        longest: tokens of the longest sequence. Where a page is as long, each sequence has a place of its
+            own, and the places of a step lie side by side.
         token_bytes: bytes of K/V a token.
         masks: whether choices under a constraint are measured too.
 
     Raises:
         InternalError: the executor could not compute a step.
+        CallerError: the executor knows no masks.
     """
     return _Bench(executor, longest, token_bytes, budget, progress, clock).run(masks)
 
@@ -100,12 +104,17 @@ class _Bench:
         clock: Callable[[], float],
     ) -> None:
         self.executor = executor
-        self.longest = longest
+        self.longest = self.depth = longest
+        self.most_runs = executor.pages * executor.page_size
         self.budget = budget
         self.progress = progress
         self.clock = clock
         self.began = clock()
-        self.pages = max(1, min(executor.pages, TOUCHED // max(1, token_bytes * executor.page_size)))
+        tokens = TOUCHED // max(1, token_bytes)
+        self.pages = max(1, min(executor.pages, tokens // executor.page_size))
+        if executor.page_size >= longest:
+            self.pages = self.most_runs = min(executor.pages, PLACES)
+            self.depth = max(1, min(longest, tokens // self.pages))
         self.found: list[tuple[StepShape, float]] = []
         self.step = 0
 
@@ -122,7 +131,7 @@ class _Bench:
     def _touch(self) -> None:
         """Write something finite into the pages that will be read, so that reading them is reading memory."""
         self._measure([Stretch(0, 1)], "warming up", repeats=1)
-        size = min(self.executor.page_size, self.longest)
+        size = min(self.executor.page_size, self.depth)
         self._submit(_plan([Stretch(0, size)], self.executor.page_size, self.pages, self._next()))
         moves = np.array([[0, page, size] for page in range(1, self.pages)], dtype=np.int32).reshape(-1, 3)
         one = _plan([Stretch(0, 1)], self.executor.page_size, self.pages, self._next(), moves)
@@ -133,7 +142,7 @@ class _Bench:
         """T(n) for growing n, while that is affordable; returns the largest."""
         most = 0
         for rows in ROWS:
-            if rows > self.longest or (most and not self._affordable(2.2 * self.found[-1][1])):
+            if rows > self.depth or (most and not self._affordable(2.2 * self.found[-1][1])):
                 break
             self._measure([Stretch(0, rows)], f"{rows} rows")
             most = rows
@@ -141,8 +150,8 @@ class _Bench:
 
     def _others(self, most: int, masks: bool) -> Iterator[tuple[int, list[Probe]]]:
         """The other steps by the way their rows choose, most telling first."""
-        deep = min(self.longest - 1, 1000)
-        middle, near = deep // 2, min(self.longest - 1, 48)
+        deep = min(self.depth - 1, 1000)
+        middle, near = deep // 2, min(self.depth - 1, 48)
         # A scheduler's steps: next tokens at one depth and at many, chunks within prompts, short stretches.
         yield (
             PLAIN,
@@ -171,11 +180,12 @@ class _Bench:
         """Measure steps whose rows choose in this way; what does not fit length or budget is left out."""
         opened: list[int] = []
         try:
-            for slot in range(max(map(len, probes))):
+            for slot in range(min(self.most_runs, max(map(len, probes)))):
                 self.executor.open(slot, _request(slot, kind))
                 opened.append(slot)
             for probe in probes:
-                fitting = [s for s in probe if s.rows > 0 and s.start + s.rows <= self.longest]
+                fitting = [s for s in probe if s.rows > 0 and s.start + s.rows <= self.depth]
+                fitting = fitting[-self.most_runs :]
                 if fitting and self._affordable(self._guess(fitting)):
                     self._measure(fitting, f"{len(fitting)} sequences", kind)
         finally:
