@@ -131,7 +131,7 @@ def test_an_output_that_is_not_ours(source: Path, capfd: pytest.CaptureFixture[s
 def test_a_fault_of_ours_leaves_a_crash_file(
     source: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: object) -> object:
+    def broken(*arguments: object, **named: object) -> object:
         raise RuntimeError("wheels came off")
 
     monkeypatch.setattr("shoal.cli.start.run_job", broken)
@@ -301,7 +301,7 @@ def test_twice_interrupted_leaves_at_once(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_loaded_leave_nothing(
     source: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: object) -> object:
+    def broken(*arguments: object, **named: object) -> object:
         raise OperatorError("truncated", where="model.safetensors", remedy="download it again")
 
     monkeypatch.setattr("shoal.engine.build.start", broken)

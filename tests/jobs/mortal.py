@@ -18,6 +18,7 @@ from typing import Any
 
 from shoal.cli.main import code_of
 from shoal.engine import build
+from shoal.engine.priced import PricedExecutor
 
 CALLS = ("write", "fsync", "replace", "readv", "truncate")
 
@@ -34,8 +35,10 @@ class Life:
         assemble = build.assemble
 
         def remembered(*arguments: Any) -> Any:
-            self.engine = assemble(*arguments)
-            return self.engine
+            engine = assemble(*arguments)
+            if not isinstance(engine.executor, PricedExecutor):
+                self.engine = engine
+            return engine
 
         build.assemble = remembered
 

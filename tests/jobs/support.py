@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.core.config import EngineConfig
-from shoal.engine.build import prepare, start
+from shoal.engine.build import Prepared, prepare, start
 from shoal.engine.engine import Engine
 from shoal.jobs.job import Job, Planned, Status, Summary
 from shoal.jobs.runner import run_job
@@ -30,8 +30,14 @@ class Listener:
     def planning(self, done: int, rows: int) -> None:
         self.shown += 1
 
+    def measuring(self, what: str, share: float) -> None:
+        self.shown += 1
+
     def planned(self, plan: Planned) -> None:
         self.plans.append(plan)
+
+    def begin(self, engine: Engine) -> None:
+        self.shown += 1
 
     def running(self, status: Status, now: float) -> None:
         self.shown += 1
@@ -89,7 +95,7 @@ def run(
     """Run a job on the null model in this process; ``engine`` may alter the engine first."""
     prepared = prepare(config or EngineConfig(model="null", max_num_seqs=16, max_model_len=256))
 
-    def started() -> Engine:
+    def started(prepared: Prepared) -> Engine:
         made = start(prepared)
         if engine is not None:
             engine(made)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shoal.core.config import EngineConfig
-from shoal.engine.build import prepare, start
+from shoal.engine.build import Prepared, prepare, start
 from shoal.jobs.job import Job, Outcome
 from shoal.jobs.plan import Planner
 from shoal.jobs.runner import run_job
@@ -53,7 +53,7 @@ def outcome_of(
     prepared = prepare(EngineConfig(model="null", **settings))
     engines = []
 
-    def started() -> Any:
+    def started(prepared: Prepared) -> Any:
         engines.append(start(prepared))
         return engines[0]
 

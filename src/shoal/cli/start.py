@@ -15,6 +15,7 @@ from shoal.jobs.runner import run_job
 from shoal.jobs.session import open_rows
 
 if TYPE_CHECKING:
+    from shoal.engine.build import Prepared
     from shoal.engine.engine import Engine
     from shoal.engine.model import TextModel
 
@@ -57,6 +58,7 @@ def run_with(flags: Flags) -> int:
     # Whatever is wrong with the files is said before a model is looked for, or even downloaded.
     open_rows(task).close()
     from shoal.engine.build import prepare, start
+    from shoal.jobs.plan import Planner
 
     prepared = prepare(config, read_text(flags["chat_template"]))
     _check_defaults(task, prepared.model)
@@ -67,16 +69,15 @@ def run_with(flags: Flags) -> int:
             if stop():
                 raise Interrupted
 
-        def loaded() -> Engine:
+        def loaded(prepared: Prepared) -> Engine:
             display.say(prepared.description)
             if suggestions := _suggestions(prepared.model):
                 display.say(suggestions)
-            engine = start(prepared, loading)
-            display.engine = engine
-            return engine
+            return start(prepared, loading)
 
+        planner = Planner(prepared, flags["expected_tokens"])
         try:
-            summary = run_job(task, prepared, loaded, display, stop)
+            summary = run_job(task, prepared, loaded, display, stop, planner=planner)
         except Interrupted:
             display.interrupted(task)
             raise

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.request import SharedPrefix
-from shoal.jobs.spool import NOBODY, Spool
+from shoal.core.request import Request, SamplingParams, SharedPrefix
+from shoal.jobs.spool import NOBODY, Spool, SpoolRow
 from shoal.reuse.planning import JobPlan
 
 I32 = npt.NDArray[np.int32]
@@ -40,15 +40,36 @@ class Course:
         return sum(len(rows) for rows, _ in self.windows)
 
     def __iter__(self) -> Iterator[Turn]:
+        return self.turns()
+
+    def turns(self, first: int = 0) -> Iterator[Turn]:
+        """From the turn number ``first`` on."""
         for number, (rows, plan) in enumerate(self.windows):
             node = -2
-            for start in range(0, len(plan.order), CHUNK):
+            for start in range(first, len(rows), CHUNK):
                 for place in plan.order[start : start + CHUNK].tolist():
                     if plan.node[place] != node:
                         node = plan.node[place]
                         path = plan.path(place)
                     domain = number if plan.nested else plan.domain(place)
                     yield Turn(int(rows[place]), domain, plan.shared(place), path)
+            first = max(0, first - len(rows))
+
+
+def request_of(row: SpoolRow, params: SamplingParams, turn: Turn, end_ids: tuple[int, ...]) -> Request:
+    """What the engine is asked when it is the row's turn, all its ``n`` answers in one."""
+    # Plans leave rows whose own prompt is scored out of all sharing.
+    alone = params.prompt_logprobs is not None
+    return Request(
+        id=row.id,
+        prompt=np.frombuffer(row.ids, dtype=np.int32),
+        params=params,
+        seed=row.seed,
+        end_ids=end_ids,
+        domain=turn.domain,
+        shared=0 if alone else turn.shared,
+        path=() if alone else turn.path,
+    )
 
 
 def rows_to_run(spool: Spool, done: npt.NDArray[np.bool_]) -> I32:

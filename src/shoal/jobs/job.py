@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -14,6 +14,9 @@ from shoal.jobs.ending import ANSWERED, SOME_FAILED
 from shoal.jobs.files import JobFiles
 from shoal.jobs.sources import LINE_LIMIT
 from shoal.jobs.templates import Layout
+
+if TYPE_CHECKING:
+    from shoal.engine.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +115,24 @@ class Planned(msgspec.Struct, kw_only=True):
     Attributes:
         policy: the reuse policy, as it would be constructed.
         shares: whether rows share K/V at all.
-        exact: ``computed`` holds to the token unless somebody is preempted; otherwise it is what would be
-            computed if the cache kept everything.
+        exact: ``computed`` holds to the token unless somebody is preempted.
+        rehearsed: where it is not exact, whether a dry run says so; otherwise it is what would be computed if
+            the cache kept everything.
         rows, requests: rows that the engine answers; answers it makes for them.
         prompt_tokens: of all requests; computed: of these, those that sharing does not save.
         answer_tokens: expected; bounded: rows of which only a bound is known.
         nodes, levels: shared prefixes; how many lie within each other at most.
         windows: stretches of the job planned one after the other.
         seconds: predicted, None where nobody measured what steps cost here.
+        peak_pages, preemptions: as predicted with it: most KV pages held at once, and sequences that will
+            have to yield.
+        pages, page_size: of the KV pool; in tokens a page.
     """
 
     policy: str = ""
     shares: bool = True
     exact: bool = False
+    rehearsed: bool = False
     rows: int = 0
     requests: int = 0
     prompt_tokens: int = 0
@@ -135,6 +143,10 @@ class Planned(msgspec.Struct, kw_only=True):
     levels: int = 0
     windows: int = 0
     seconds: float | None = None
+    peak_pages: int | None = None
+    preemptions: int | None = None
+    pages: int = 0
+    page_size: int = 0
 
 
 class Status(msgspec.Struct):
@@ -158,8 +170,14 @@ class Watcher(Protocol):
     def planning(self, done: int, rows: int) -> None:
         """``done`` of the ``rows`` to be planned are read."""
 
+    def measuring(self, what: str, share: float) -> None:
+        """What steps cost is being measured; ``share`` of the time for it is over."""
+
     def planned(self, plan: Planned) -> None:
         """What is about to run."""
+
+    def begin(self, engine: Engine) -> None:
+        """The first step comes next."""
 
     def running(self, status: Status, now: float) -> None: ...
 

@@ -7,6 +7,7 @@ remains of it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,23 @@ import numpy.typing as npt
 from shoal.core.policies import make
 from shoal.core.policy import ForestView, PageView, Retention, Reuse
 from shoal.engine.build import Prepared, policies
+from shoal.engine.costs import Costed, cost_for
 from shoal.jobs.course import Course, rows_to_run
+from shoal.jobs.ending import Interrupted
 from shoal.jobs.forests import WINDOW_PAGES, ForestReader
 from shoal.jobs.job import Planned, Stopping, Watcher
 from shoal.jobs.lengths import AnswerLengths
+from shoal.jobs.prediction import rehearse
 from shoal.jobs.spool import Spool
 from shoal.reuse.arrival import Arrival
 from shoal.reuse.planning import JobPlan, make_plan
 from shoal.reuse.tree import Tree
 
+if TYPE_CHECKING:
+    from shoal.engine.engine import Engine
+
+RUN_BUDGET = 2.0
+"""Seconds that a dry run may take before a run."""
 Look = Callable[[ForestView], None]
 
 
@@ -39,14 +48,14 @@ class Planner:
     ) -> None:
         config = prepared.config
         chosen = policies(config)
-        self.shares = config.prefix_reuse and config.layout != "slots"
+        self.shares = config.prefix_reuse
         self.reuse: Reuse = chosen.reuse if self.shares else Arrival()
         # A planned prefix lasts until its last member if it is pinned, and rows run in planned order as long
         # as nobody sorts again.
         self._kept = _pins(chosen.retention) and chosen.order == make("order", "fcfs")
-        self._reader = ForestReader(
-            AnswerLengths(prepared.model, expected_tokens), config.page_size, self.shares, window_pages
-        )
+        self.prepared = prepared
+        self.lengths = AnswerLengths(prepared.model, expected_tokens)
+        self._reader = ForestReader(self.lengths, config.page_size, self.shares, window_pages)
 
     def plan(
         self,
@@ -67,7 +76,13 @@ class Planner:
             Interrupted: asked to stop.
         """
         windows: list[tuple[npt.NDArray[np.int32], JobPlan]] = []
-        figures = Planned(policy=repr(self.reuse), shares=self.shares, exact=True)
+        figures = Planned(
+            policy=repr(self.reuse),
+            shares=self.shares,
+            exact=True,
+            pages=self.prepared.pages,
+            page_size=self.prepared.config.page_size,
+        )
         for rows, forest, bounded in self._reader.windows(spool, rows_to_run(spool, done), watcher, stopping):
             plan = make_plan(self.reuse, forest, figures.nodes)
             windows.append((rows, plan))
@@ -75,6 +90,46 @@ class Planner:
             if look is not None:
                 look(forest)
         return Course(windows), figures
+
+    def cost(
+        self, start: Callable[[Prepared], Engine], planned: Planned, watcher: Watcher, stopping: Stopping
+    ) -> Costed:
+        """What steps cost here; measured now, on an engine that is loaded for it, where the job is worth it.
+
+        Raises:
+            OperatorError: the engine cannot be loaded.
+            Interrupted: asked to stop.
+        """
+
+        def progress(what: str, share: float) -> None:
+            watcher.measuring(what, share)
+            if stopping():
+                raise Interrupted
+
+        tokens = planned.computed + planned.answer_tokens
+        return cost_for(self.prepared, start, tokens, say=watcher.say, progress=progress)
+
+    def predict(
+        self,
+        costed: Costed,
+        spool: Spool,
+        course: Course,
+        planned: Planned,
+        stopping: Stopping,
+        budget: float = RUN_BUDGET,
+    ) -> None:
+        """Add to ``planned`` what a dry run of its course says, in about ``budget`` seconds.
+
+        Raises:
+            OperatorError: the spool cannot be read.
+            Interrupted: asked to stop.
+        """
+        found = rehearse(costed, spool, course, planned, self.lengths, stopping, budget)
+        planned.seconds = found.seconds
+        planned.peak_pages = found.peak_pages
+        planned.preemptions = found.preemptions
+        if found.exact and not planned.exact:
+            planned.computed, planned.rehearsed = found.prompt, True
 
     def _count(self, figures: Planned, plan: JobPlan, forest: ForestView, bounded: int) -> None:
         copies = forest.copies.astype(np.int64)

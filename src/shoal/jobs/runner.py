@@ -38,7 +38,7 @@ SHOW_SECONDS = 0.1
 def run_job(
     job: Job,
     prepared: Prepared,
-    start: Callable[[], Engine],
+    start: Callable[[Prepared], Engine],
     watcher: Watcher,
     stopping: Stopping = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
@@ -47,8 +47,8 @@ def run_job(
     """Do everything of ``job`` that is left to do.
 
     Args:
-        prepared: the engine that ``start`` builds.
-        start: loads the weights; called once the rows are planned, and only if one is left to run.
+        prepared: the engine that is to run, so far without weights.
+        start: loads them; called once, when the rows are planned, and only if one is left to run.
         stopping: asked between steps.
         clock: seconds, never running backwards.
         planner: the engine's own, with what the caller knows of the answers; None takes a plain one.
@@ -72,7 +72,9 @@ def run_job(
 class _Run(Session):
     """A session that answers rows until none is left."""
 
-    def to_end(self, planner: Planner, start: Callable[[], Engine], clock: Callable[[], float]) -> Summary:
+    def to_end(
+        self, planner: Planner, start: Callable[[Prepared], Engine], clock: Callable[[], float]
+    ) -> Summary:
         self._clock = clock
         self._take_up()
         finished = self._journal.last("done")
@@ -86,35 +88,47 @@ class _Run(Session):
             self._recorder.phase("preparing rows", self._clock() - started)
             done = self._scan(spool)
             if np.any((spool.leader != NOBODY) & ~done):
-                course = self._plan(planner, spool, done)
-                self._answer(start, course, spool, done, started)
+                course, engine = self._plan(planner, start, spool, done)
+                self._answer(engine, course, spool, done, started)
             return self._finish(spool)
         finally:
             spool.close()
 
-    def _plan(self, planner: Planner, spool: Spool, done: npt.NDArray[np.bool_]) -> Course:
-        started = self._clock()
+    def _plan(
+        self,
+        planner: Planner,
+        start: Callable[[Prepared], Engine],
+        spool: Spool,
+        done: npt.NDArray[np.bool_],
+    ) -> tuple[Course, Engine]:
+        """The rows in the order in which they run, and the engine that runs them. It is loaded before the
+        plan is complete only if steps must be measured on it."""
+        begun = self._clock()
         course, planned = planner.plan(spool, done, self._watcher, self._stopping)
-        self._recorder.phase("planning", self._clock() - started)
-        self._journal.write("plan", durable=False, **msgspec.to_builtins(planned))
-        self._watcher.planned(planned)
-        return course
+        self._recorder.phase("planning", self._clock() - begun)
+        loading = self._clock()
+        try:
+            costed = planner.cost(start, planned, self._watcher, self._stopping)
+            if costed.cost is not None:
+                planner.predict(costed, spool, course, planned, self._stopping)
+            self._journal.write("plan", durable=False, **msgspec.to_builtins(planned))
+            self._watcher.planned(planned)
+            engine = costed.engine or start(costed.prepared)
+        except OperatorError:
+            self._forget()
+            raise
+        self._recorder.phase("loading the model", self._clock() - loading)
+        self._watcher.begin(engine)
+        return course, engine
 
     def _answer(
         self,
-        start: Callable[[], Engine],
+        engine: Engine,
         course: Course,
         spool: Spool,
         done: npt.NDArray[np.bool_],
         started: float,
     ) -> None:
-        loading = self._clock()
-        try:
-            engine = start()
-        except OperatorError:
-            self._forget()
-            raise
-        self._recorder.phase("loading the model", self._clock() - loading)
         rows = int(np.count_nonzero(spool.leader != NOBODY))
         status = Status(rows=rows, done=int(np.count_nonzero(done)))
         created = self._journal.identity["created"]
