@@ -87,8 +87,8 @@ def test_the_shape_of_a_plan():
     )
     bare = StepShape(rows=6, runs=3, emits=4, gathered=5 + 2 + 8, pairs=(3 + 4 + 5) + (1 + 2) + 8)
     assert shape_of(plan) == bare
-    choice = column(DRAWN, PLAIN, MASKED, PLAIN, DRAWN)
-    assert shape_of(plan, choice) == bare._replace(drawn=2, masked=1)
+    choice = column(DRAWN, PLAIN, MASKED, PLAIN, DRAWN + MASKED)
+    assert shape_of(plan, choice) == bare._replace(drawn=2, masked=2)
 
 
 def test_how_a_request_chooses_its_tokens():
@@ -97,3 +97,4 @@ def test_how_a_request_chooses_its_tokens():
     assert choice_of(SamplingParams(temperature=0.0, repetition_penalty=1.1)) == MASKED
     yes = Constraint(kind="choice", value=("yes", "no"))
     assert choice_of(SamplingParams(temperature=0.0, constraint=yes)) == MASKED
+    assert choice_of(SamplingParams(temperature=1.0, constraint=yes)) == DRAWN + MASKED

@@ -11,7 +11,7 @@ from shoal.core.plan import I32, SAMPLE, StepPlan
 from shoal.core.request import SamplingParams
 
 PLAIN, DRAWN, MASKED = 0, 1, 2
-"""How a token is chosen: the largest logit, a draw, or under a mask or penalties."""
+"""How a token is chosen: the largest logit; a draw; under a mask or penalties. The last two may be added."""
 
 
 class StepShape(NamedTuple):
@@ -35,7 +35,7 @@ def shape_of(plan: StepPlan, choice: I32 | None = None) -> StepShape:
     """The shape of a plan, windows of layers left out of account.
 
     Args:
-        choice: for each slot PLAIN, DRAWN or MASKED; None is plain everywhere.
+        choice: for each slot a sum of DRAWN and MASKED; None is plain everywhere.
     """
     end = plan.position[plan.first_row] + plan.rows
     shape = StepShape(
@@ -48,8 +48,9 @@ def shape_of(plan: StepPlan, choice: I32 | None = None) -> StepShape:
     if choice is None or not shape.emits:
         return shape
     chosen = (plan.emit != 0) & (plan.target == SAMPLE)
-    kinds = np.bincount(choice[plan.sequence].repeat(plan.rows)[chosen], minlength=MASKED + 1)
-    return shape._replace(drawn=int(kinds[DRAWN]), masked=int(kinds[MASKED]))
+    kinds = choice[plan.sequence].repeat(plan.rows)[chosen]
+    drawn, masked = np.count_nonzero(kinds & DRAWN), np.count_nonzero(kinds & MASKED)
+    return shape._replace(drawn=int(drawn), masked=int(masked))
 
 
 def prompt_shape(rows: int) -> StepShape:
@@ -58,11 +59,10 @@ def prompt_shape(rows: int) -> StepShape:
 
 
 def choice_of(params: SamplingParams) -> int:
-    """PLAIN, DRAWN or MASKED."""
+    """A sum of DRAWN and MASKED."""
     penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
-    if params.constraint or params.logit_bias or penalties != (1.0, 0.0, 0.0):
-        return MASKED
-    return PLAIN if params.greedy else DRAWN
+    changed = params.constraint is not None or params.logit_bias or penalties != (1.0, 0.0, 0.0)
+    return (PLAIN if params.greedy else DRAWN) + (MASKED if changed else PLAIN)
 
 
 class Cost(Protocol):
