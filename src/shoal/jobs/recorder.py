@@ -27,7 +27,7 @@ class _Meter:
 
     def __init__(self, engine: Engine, note: Trace, now: float, wall: float) -> None:
         self._scheduler = engine.scheduler
-        self._ledger = engine.memory.ledger
+        self._gauges = engine.scheduler.gauges
         self._pages = engine.memory.ledger.total
         self._trace = note
         self._session = Session(note.seconds, wall, self._pages, engine.executor.page_size)
@@ -38,20 +38,20 @@ class _Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self._free = self._cached = self._running = self._waiting = 0.0
-        self._least_left = self._pages
+        self._held = self._cached = self._running = self._waiting = 0.0
+        self._fullest = 0
 
     def step(self, now: float) -> None:
         seconds = now - self._last
         self._last = now
-        ledger, scheduler = self._ledger, self._scheduler
-        free, cached = ledger.free, ledger.cached
-        self._free += free * seconds
-        self._cached += cached * seconds
-        self._running += len(scheduler.running) * seconds
-        self._waiting += scheduler.waiting * seconds
-        if free + cached < self._least_left:
-            self._least_left = free + cached
+        gauges = self._gauges
+        held = gauges.held
+        self._held += held * seconds
+        self._cached += gauges.cached * seconds
+        self._running += gauges.running * seconds
+        self._waiting += gauges.waiting * seconds
+        if held > self._fullest:
+            self._fullest = held
         if now >= self._due:
             self.close()
 
@@ -73,12 +73,12 @@ class _Meter:
         for column, new, old in zip(columns, counted, self._seen):
             column.append(new - old)
         bins.seconds.append(seconds)
-        bins.free.append(self._free)
+        bins.held.append(self._held)
         bins.cached.append(self._cached)
-        bins.held.append(max(0.0, self._pages * seconds - self._free - self._cached))
+        bins.free.append(max(0.0, self._pages * seconds - self._held - self._cached))
         bins.running.append(self._running)
         bins.waiting.append(self._waiting)
-        bins.fullest.append(self._pages - self._least_left)
+        bins.fullest.append(self._fullest)
         self._seen, self._opened = counted, now
         session, counters = self._session, self._scheduler.counters
         session.seconds, session.emitted, session.lost = now - self._began, counters.emitted, counters.lost
@@ -117,10 +117,15 @@ class Recorder:
         phases = self.trace.phases
         phases[name] = phases.get(name, 0.0) + seconds
 
-    def begin(self, engine: Engine, now: float, wall: float) -> None:
-        """The first step comes next. ``now`` is on the clock of ``step``; ``wall`` is Unix time."""
+    def begin(self, engine: Engine, now: float, wall: float, choices: Sequence[str] = ()) -> None:
+        """The first step comes next.
+
+        Args:
+            now: on the clock of ``step``; ``wall``: Unix time.
+            choices: what was chosen when the engine was prepared, and why.
+        """
         self._meter = _Meter(engine, self.trace, now, wall)
-        self.trace.settings = settings_of(engine)
+        self.trace.settings = settings_of(engine, choices)
 
     def step(self, now: float) -> None:
         """A step of the engine ended at ``now``."""

@@ -6,6 +6,7 @@ import inspect
 import os
 import platform
 import typing
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +23,14 @@ Settings = dict[str, list[tuple[str, str, str]]]
 PACKAGES = ("shoal", "torch", "numpy", "tokenizers")
 
 
-def settings_of(engine: Engine) -> Settings:
-    """The engine's policies with their parameters, its limits, and the machine."""
-    return {"Policies": _policies(engine), "Engine": _engine(engine), "Machine": _machine()}
+def settings_of(engine: Engine, choices: Sequence[str] = ()) -> Settings:
+    """The engine's policies with their parameters, its limits, and the machine.
+
+    Args:
+        choices: what was chosen when the engine was prepared, as short phrases.
+    """
+    chosen = [("chosen at start" if i == 0 else "", choice, "") for i, choice in enumerate(choices)]
+    return {"Policies": _policies(engine), "Engine": _engine(engine) + chosen, "Machine": _machine()}
 
 
 def _policies(engine: Engine) -> list[tuple[str, str, str]]:
@@ -70,7 +76,9 @@ def summary(policy: Policy) -> str:
 def _engine(engine: Engine) -> list[tuple[str, str, str]]:
     scheduler, memory, size = engine.scheduler, engine.memory, engine.executor.page_size
     tokens = memory.ledger.total * size
+    model = engine.answers.model
     return [
+        *([] if model is None else [("model", model.name, "")]),
         ("sequences side by side", f"{scheduler.max_running:,}", "at most"),
         ("longest sequence", f"{scheduler.max_length:,} tokens", "prompt and answer"),
         ("KV pool", f"{tokens:,} tokens", f"{memory.ledger.total:,} pages of {size}"),

@@ -143,6 +143,11 @@ ZERO = -(1 << 30)
 """The bin of the value 0."""
 
 
+def apart(value: float) -> int:
+    """Whole numbers about ``value`` that lie in one bin."""
+    return max(1, int(math.ldexp(1.0, math.frexp(value)[1])) // WIDTH)
+
+
 def _limits(place: int) -> tuple[float, float]:
     if place == ZERO:
         return 0.0, 0.0

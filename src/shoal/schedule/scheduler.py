@@ -41,6 +41,17 @@ class Counters:
     lost: int = 0
 
 
+@dataclass(slots=True)
+class Gauges:
+    """How things stood while the latest step ran: sequences running and waiting, pages held by the running
+    ones, pages kept by the cache alone."""
+
+    running: int = 0
+    waiting: int = 0
+    held: int = 0
+    cached: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
     """What one result changed: ``tokens`` new ids for ``slots``, and the sequences that ended
@@ -83,6 +94,7 @@ class Scheduler:
         self.max_running = max_running
         self.max_length = max_length
         self.counters = Counters()
+        self.gauges = Gauges()
         self.running: I32 = np.zeros(0, dtype=np.int32)
         self.line = WaitingLine(table)
         self._flight: Flight | None = None
@@ -169,6 +181,7 @@ class Scheduler:
         assert flight is not None, "a result without a plan"
         assert result.step == flight.plan.step, "a result of another plan"
         self._flight = None
+        self._read_gauges()
         table = self.table
         failed = [(int(flight.lineup.slots[run]), error) for run, error in result.failures.items()]
         computed = flight.plan.row_count
@@ -195,6 +208,11 @@ class Scheduler:
             self._tell(StepDone(result.step, now, computed, len(flight.end)))
         ended = ends(table, lineup, tokens, known, complete)
         return Update(flight.plan, lineup.slots, tokens, ended, failed)
+
+    def _read_gauges(self) -> None:
+        gauges, ledger = self.gauges, self.memory.ledger
+        gauges.running, gauges.waiting = len(self.running), self.waiting
+        gauges.held, gauges.cached = ledger.held, ledger.cached
 
     def finish(self, slot: int, reason: FinishReason, now: float) -> None:
         """The sequence has its answer: it leaves queue, memory and table."""

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from shoal.core.request import SamplingParams
 from shoal.engine.model import TextModel
 from shoal.jobs.files import JobFiles
 from shoal.jobs.job import Job, Planned, Summary
@@ -51,7 +52,7 @@ def tell(job: Job, journal: Journal, model: TextModel, spool: Spool, summary: Su
         prefixes=[Prefix(group, excerpt(group, model, spool)) for group in shared[:MOST_PREFIXES]],
         bad=_bad_rows(job.files) if summary.quarantined else [],
         quarantine=job.files.quarantine.name,
-        settings=trace.settings | asked(journal.identity),
+        settings=_settings(trace, journal),
     )
 
 
@@ -65,14 +66,27 @@ def excerpt(group: Group, model: TextModel, spool: Spool) -> str:
     return model.tokenizer.decode(ids[:EXCERPT], False).strip("\ufffd")
 
 
+def _settings(trace: Trace, journal: Journal) -> Settings:
+    found = dict(trace.settings)
+    plan = journal.last("plan")
+    if plan is not None and "Policies" in found:
+        reuse = ("reuse", plan["policy"], "In which order rows run, and what of them is computed once.")
+        found["Policies"] = [*found["Policies"], reuse]
+    return found | asked(journal.identity)
+
+
 def asked(identity: dict[str, Any]) -> Settings:
-    """The model and the job's parameters as the journal knows them; what is left at nothing is left out."""
+    """The model and the job's parameters as the journal knows them, but for those left at nothing or at
+    their default."""
+    plain = {name.replace("_", "-"): value for name, value in msgspec.to_builtins(SamplingParams()).items()}
     found: Settings = {}
     for heading, name in (("Model", "model"), ("Job", "parameters")):
-        values = {
-            key: value for key, value in identity.get(name, {}).items() if value not in (None, "", [], {})
-        }
-        found[heading] = [(key, _written(value), "") for key, value in values.items()]
+        values: dict[str, Any] = identity.get(name, {})
+        found[heading] = [
+            (key, _written(value), "")
+            for key, value in values.items()
+            if value not in (None, False, "", [], {}) and (key not in plain or value != plain[key])
+        ]
     return {heading: entries for heading, entries in found.items() if entries}
 
 

@@ -15,7 +15,7 @@ import msgspec
 from markupsafe import Markup
 
 from shoal.jobs.report import scale
-from shoal.jobs.trace import Bins, Histogram
+from shoal.jobs.trace import Bins, Histogram, apart
 
 WIDTH, HEIGHT = 1000, 240
 MOST_POINTS = 240
@@ -235,7 +235,7 @@ def _scaled(found: Histogram, time: bool) -> tuple[Scaled, int]:
     if high / usual > WIDE:
         return Scaled(max(low, usual / 10), high if time else high + 1, True), MOST_BARS
     if not time:
-        return _whole(low, high)
+        return _whole(low, high, found.quantile(0.5))
     if high - low < 0.02 * high:
         # All about equal: show the neighbourhood.
         low, high = 0.9 * low, max(1.1 * high, 1e-9)
@@ -244,13 +244,13 @@ def _scaled(found: Histogram, time: bool) -> tuple[Scaled, int]:
     return Scaled(low, high, False), MOST_BARS
 
 
-def _whole(low: float, high: float) -> tuple[Scaled, int]:
-    """Bars of whole numbers, as many in each."""
+def _whole(low: float, high: float, median: float) -> tuple[Scaled, int]:
+    """Bars of as many whole numbers each, and of no fewer than the histogram can tell apart."""
     if low < 0.5 * high:
         low = 0.0
     if high - low < FEW:
         low, high = max(0.0, low - FEW // 2), high + FEW // 2
-    size = max(1, math.ceil((high + 1 - low) / MOST_BARS))
+    size = max(math.ceil((high + 1 - low) / MOST_BARS), apart(median))
     low = size * math.floor(low / size)
     bars = math.ceil((high + 1 - low) / size)
     return Scaled(low, low + bars * size, False), bars

@@ -269,7 +269,7 @@ def _groups(story: Story) -> list[dict[str, Any]]:
     most = max((prefix.group.saved for prefix in story.prefixes), default=0)
     return [
         {
-            "text": plain(prefix.text),
+            "text": plain(prefix.text).rstrip("… "),
             "end": prefix.group.tokens,
             "start": prefix.group.start,
             "requests": prefix.group.requests,
@@ -288,9 +288,9 @@ def _rest_saved(story: Story) -> int:
 
 
 def _reasons(trace: Trace) -> list[tuple[str, str]]:
-    """Why rows failed, most frequent first: (reason, rows)."""
+    """Why rows failed, most frequent first: (rows, reason)."""
     ranked = sorted(trace.reasons.items(), key=lambda entry: -entry[1])
-    return [(what, scale.count(rows)) for what, rows in ranked]
+    return [(scale.count(rows), what) for what, rows in ranked]
 
 
 def _slow(trace: Trace) -> list[dict[str, Any]]:
