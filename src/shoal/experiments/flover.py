@@ -318,7 +318,7 @@ def _draw(
     )
     left.plot(GAPS, PAPER, "x", color="black", label="the paper's draws")
     left.set(xscale="log", yscale="log", xlabel="ms between arrivals", ylabel="steps in all")
-    left.legend()
+    left.legend(loc="lower right")
     for name, rows in window.items():
         right.plot(rows, label=f"{name} compaction")
     right.set(xlabel="step", ylabel="rows fused", ylim=(0, None))
