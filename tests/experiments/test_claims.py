@@ -109,3 +109,18 @@ def test_a_picture_with_too_many_strokes_becomes_pixels(tmp_path):
 def test_unknown_experiments_are_refused_with_the_valid_ones():
     with pytest.raises(OperatorError, match=r"did you mean 'batchllm'\? valid: batchllm"):
         registry.reproduce("batchlm")
+
+
+def test_a_legend_hides_no_data(tmp_path):
+    seen = []
+
+    def draw(figure):
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], label="a line")
+        axes.legend()
+        seen.append((figure, axes))
+
+    assert picture.save(Outcome("it", Trial(), (), (), draw, 0.0), tmp_path / "it.png")
+    ((figure, axes),) = seen
+    assert axes.get_legend().get_window_extent().y0 >= axes.get_window_extent().y1
+    assert axes.get_legend().get_window_extent().y1 <= figure.bbox.y1

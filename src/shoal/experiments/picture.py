@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.experiments.claims import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZE = 7.2, 4.2
 """Inches."""
@@ -44,6 +47,7 @@ def save(outcome: Outcome, path: Path) -> Path | None:
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasAgg(figure)
         outcome.draw(figure)
+        _raise_legends(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         plain = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, metadata=plain, dpi=110)
@@ -52,3 +56,12 @@ def save(outcome: Outcome, path: Path) -> Path | None:
             path = path.with_suffix(".png")
             figure.savefig(path, dpi=110)
     return path
+
+
+def _raise_legends(figure: Figure) -> None:
+    """Above their axes they hide no data."""
+    for axes in figure.axes:
+        if legend := axes.get_legend():
+            legend.set_loc("lower left")
+            legend.set_bbox_to_anchor((0.0, 1.0), axes.transAxes)
+            legend.set_frame_on(False)

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from shoal.experiments.claims import Claim, Outcome
+from shoal.experiments.claims import QUICK_SECONDS, Claim, Outcome
 
 COLUMNS = ("claim", "baseline", "value", "should be", "")
 
@@ -54,9 +54,11 @@ def ending(outcome: Outcome) -> str:
     held = sum(bool(claim.passed) for claim in judged)
     others = len(outcome.claims) - len(judged)
     rest = f", {others} not judged" if others else ""
+    late = outcome.trial.quick and outcome.seconds > QUICK_SECONDS
     return (
         f"{outcome.name}: {held} of {len(judged)} claims hold{rest}; "
         f"seed {outcome.trial.seed}{', quick' if outcome.trial.quick else ''}, {outcome.seconds:.1f} s"
+        f"{f', more than the {QUICK_SECONDS} s of a quick run' if late else ''}"
     )
 
 
