@@ -1,4 +1,4 @@
-"""A fixed place a sequence under the real loop: the answers of pages, whatever moves and whatever lies around."""
+"""A fixed place a sequence under the real loop: the answers of pages, whatever moves or lies around."""
 
 from __future__ import annotations
 
