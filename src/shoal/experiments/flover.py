@@ -84,7 +84,7 @@ def _poisson(trial: Trial, findings: Findings) -> list[tuple[float, float]]:
             wrong += taken != steps[0]
             apart += abs(fused - REQUESTS * TOKENS)
         overlap = 100 * TOKENS / found[-1][0]
-        rows.append((gap, *found[-1], f"{mean} ± {deviation}", paper, f"{overlap:.1f}%", taken, steps[0]))
+        rows.append((gap, *found[-1], f"{mean} ± {deviation}", paper, f"{overlap:.1f}%", taken, int(steps[0])))
     findings.table(
         f"Steps for {REQUESTS} requests of {TOKENS} tokens, one joining a step",
         ("gap, ms", "mean", "deviation", "reference", "paper", "overlap", "engine", "arithmetic"),
