@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from shoal.cli import words
+from shoal.cli.words import duration
 from shoal.jobs.job import Job, Planned, Status, Summary
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Quiet:
         self.engine: Engine | None = None
         self._samples: deque[Sample] = deque()
         self._begin: Sample | None = None
+        self._preparing: tuple[float, int] | None = None
 
     def __enter__(self) -> Quiet:
         return self
@@ -72,6 +75,17 @@ class Quiet:
     def interrupted(self, job: Job) -> None: ...
 
     def finished(self, job: Job, summary: Summary) -> None: ...
+
+    def _prepared(self, done: int, size: int, rows: int, bad: int, tokens: int) -> str:
+        """What is read so far, how fast, and how long the rest will take."""
+        now = time.monotonic()
+        begin = self._preparing = self._preparing or (now, done)
+        seconds = max(now - begin[0], 1e-9)
+        figures = [f"{rows:,} rows", f"{bad:,} bad"]
+        if seconds > 1.0 and done > begin[1]:
+            left = (size - done) * seconds / (done - begin[1])
+            figures += [f"{tokens / seconds / 1e6:.2f} M tokens/s", f"{duration(left)} left"]
+        return " · ".join(figures)
 
     def _take(self, status: Status, now: float) -> Sample:
         counters = self.engine.scheduler.counters if self.engine else None
@@ -135,8 +149,21 @@ class Lines(Quiet):
         return True
 
     def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None:
+        figures = self._prepared(done, size, rows, bad, tokens)
         if self._due():
-            self.say(f"preparing {done / max(1, size):.0%}: {rows:,} rows, {bad:,} bad")
+            self.say(f"preparing {done / max(1, size):.0%}: {figures}")
+
+    def planning(self, done: int, rows: int) -> None:
+        if self._due():
+            self.say(f"planning {done / max(1, rows):.0%} of {rows:,} rows")
+
+    def measuring(self, what: str, share: float) -> None:
+        if self._due():
+            self.say(f"measuring steps {share:.0%}: {what}")
+
+    def planned(self, plan: Planned) -> None:
+        for line in words.short(plan):
+            self.say(line)
 
     def loading(self, done: int, size: int) -> None:
         if self._due():
@@ -194,7 +221,13 @@ class Panel(Lines):
         self._live.update(panel)
 
     def preparing(self, done: int, size: int, rows: int, bad: int, tokens: int) -> None:
-        self._show(done / max(1, size), f"preparing · {rows:,} rows · {bad:,} bad")
+        self._show(done / max(1, size), "preparing · " + self._prepared(done, size, rows, bad, tokens))
+
+    def planning(self, done: int, rows: int) -> None:
+        self._show(done / max(1, rows), f"planning {rows:,} rows")
+
+    def measuring(self, what: str, share: float) -> None:
+        self._show(share, f"measuring what steps cost here, once · {what}")
 
     def loading(self, done: int, size: int) -> None:
         self._show(done / max(1, size), f"loading {size / 2**30:.2f} GiB of weights")
@@ -251,6 +284,7 @@ def summary_rows(job: Job, summary: Summary) -> list[tuple[str, str]]:
             f"{saved:,} prompt tokens taken from the cache, {summary.computed_tokens:,} tokens computed",
         ),
         ("time", f"{duration(summary.seconds)}{sessions}, {per_second:,.0f} tokens/s"),
+        *(words.outcome_rows(summary.outcome) if summary.outcome else []),
         ("results", str(job.output)),
     ]
     if job.files.report.exists():
@@ -262,12 +296,3 @@ def summary_rows(job: Job, summary: Summary) -> list[tuple[str, str]]:
 
 def bad_place(job: Job, summary: Summary) -> str:
     return f", see {job.files.quarantine}" if summary.quarantined else ""
-
-
-def duration(seconds: float) -> str:
-    """``3.2 s``, ``4:05`` or ``2:03:04``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,16 +1,19 @@
-"""One ``shoal run`` from its flags to its exit code."""
+"""``shoal run`` and ``shoal plan``, from their flags to what came of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
-from shoal.cli.display import watcher
+from shoal.cli.display import Quiet, watcher
 from shoal.cli.options import Flags, engine_config, job, read_text
 from shoal.cli.stop import Stop
 from shoal.core.errors import CallerError
 from shoal.jobs.bodies import Message
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
+from shoal.jobs.outlook import Outlook, plan_job
 from shoal.jobs.runner import run_job
 from shoal.jobs.session import open_rows
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from shoal.engine.build import Prepared
     from shoal.engine.engine import Engine
     from shoal.engine.model import TextModel
+    from shoal.jobs.plan import Planner
 
 SUGGESTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -51,6 +55,41 @@ def _suggestions(model: TextModel) -> str:
 
 def run_with(flags: Flags) -> int:
     """Raises what ``shoal.jobs.runner.run_job`` raises; ``cli.main`` turns that into codes."""
+    with _started(flags) as (task, planner, load, display, stop):
+        try:
+            summary = run_job(task, planner.prepared, load, display, stop, planner=planner)
+        except Interrupted:
+            display.interrupted(task)
+            raise
+        except Exception as error:
+            error.crash_file = task.files.crash  # type: ignore[attr-defined]
+            raise
+        display.finished(task, summary)
+    return summary.exit_code
+
+
+def plan_with(flags: Flags) -> Outlook | None:
+    """Raises what ``shoal.jobs.outlook.plan_job`` raises."""
+    with _started(flags) as (task, planner, load, display, stop):
+        try:
+            return plan_job(task, planner, load, display, stop)
+        except Interrupted:
+            display.say("interrupted")
+            raise
+
+
+class Started(NamedTuple):
+    """What both verbs work with. ``load`` reads the weights."""
+
+    task: Job
+    planner: Planner
+    load: Callable[[Prepared], Engine]
+    display: Quiet
+    stop: Stop
+
+
+@contextmanager
+def _started(flags: Flags) -> Iterator[Started]:
     stop = Stop()
     stop.install()
     config = engine_config(flags)
@@ -69,20 +108,10 @@ def run_with(flags: Flags) -> int:
             if stop():
                 raise Interrupted
 
-        def loaded(prepared: Prepared) -> Engine:
+        def load(prepared: Prepared) -> Engine:
             display.say(prepared.description)
             if suggestions := _suggestions(prepared.model):
                 display.say(suggestions)
             return start(prepared, loading)
 
-        planner = Planner(prepared, flags["expected_tokens"])
-        try:
-            summary = run_job(task, prepared, loaded, display, stop, planner=planner)
-        except Interrupted:
-            display.interrupted(task)
-            raise
-        except Exception as error:
-            error.crash_file = task.files.crash  # type: ignore[attr-defined]
-            raise
-        display.finished(task, summary)
-    return summary.exit_code
+        yield Started(task, Planner(prepared, flags["expected_tokens"]), load, display, stop)

@@ -54,6 +54,7 @@ class Planner:
         # as nobody sorts again.
         self._kept = _pins(chosen.retention) and chosen.order == make("order", "fcfs")
         self.prepared = prepared
+        self.expected_tokens = expected_tokens
         self.lengths = AnswerLengths(prepared.model, expected_tokens)
         self._reader = ForestReader(self.lengths, config.page_size, self.shares, window_pages)
 
