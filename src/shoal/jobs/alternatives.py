@@ -19,9 +19,9 @@ from shoal.jobs.plan import Planner
 from shoal.jobs.spool import Spool
 from shoal.reuse.planning import make_plan
 
-BUDGET = 5.0
+BUDGET = 3.0
 """Seconds that each dry run may take."""
-MOST_REQUESTS = 20_000
+MOST_REQUESTS = 10_000
 """Beyond this, what only a dry run can tell is not looked for."""
 EXACT, REHEARSED, UNKNOWN = "exact", "dry run", "not computed: too many rows"
 

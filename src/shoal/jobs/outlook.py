@@ -12,7 +12,7 @@ import numpy as np
 from shoal.core.errors import OperatorError
 from shoal.engine.build import Prepared
 from shoal.engine.costs import NULL_COST, Costed
-from shoal.jobs.alternatives import BUDGET, Alternative, Alternatives
+from shoal.jobs.alternatives import Alternative, Alternatives
 from shoal.jobs.course import Course
 from shoal.jobs.ending import ANSWERED, SOME_FAILED
 from shoal.jobs.job import Job, Planned, Stopping, Watcher
@@ -24,6 +24,8 @@ from shoal.jobs.spool import NOBODY, Spool
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
 
+BUDGET = 5.0
+"""Seconds that the job's own dry run may take, about."""
 MOST_GROUPS = 5
 MOST_BAD = 3
 EXCERPT = 60
@@ -171,8 +173,7 @@ class _Planning(Session):
                     tokens=group.tokens,
                     own=group.tokens - start,
                     saved=saved,
-                    # A stretch may begin or end within a character.
-                    text=" ".join(text.strip("\ufffd").split()),
+                    text=_readable(text),
                 )
             )
         return shown
@@ -185,3 +186,9 @@ class _Planning(Session):
             return []
         except (OSError, msgspec.DecodeError) as error:
             raise OperatorError(str(error), where=str(self._files.quarantine)) from None
+
+
+def _readable(text: str) -> str:
+    """On one line, and nothing that a terminal would obey. A stretch may begin or end within a character."""
+    words = " ".join(text.strip("\ufffd").split())
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in words)
