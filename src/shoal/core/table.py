@@ -58,8 +58,8 @@ class SequenceTable:
     prefix index, below page ``node`` (negative at the root of its domain); ``NEVER`` once it no longer lists
     pages. shared: most tokens that it takes from that index or lists there.
     skipped: newcomers that passed it in the queue. adopted: tokens taken from the prefix cache. dropped:
-    computed tokens given up by preemption. lost: of these, not found in the cache again. cached: adopted
-    ones beside those found again. room: ids its stretch of ``ids`` holds.
+    computed tokens given up by preemption or failure. lost: by preemption, and not found in the cache again.
+    cached: adopted ones beside those found again. room: ids its stretch of ``ids`` holds.
     stop_ids: shape (slots, widest), ids that end the sequence, padded with -1.
     """
 

@@ -188,6 +188,7 @@ class Scheduler:
         if failed:
             # What these runs were to write cannot be trusted.
             for slot, _ in failed:
+                table.dropped[slot] += table.computed[slot]
                 self.memory.release(slot, result.ready)
             self.memory.retract()
             flight = flight.without(table, list(result.failures))
