@@ -225,3 +225,5 @@ class _Run(Session):
             write_report(self._job, self._journal, self._model, spool, summary, self._recorder.trace)
         except OperatorError as error:
             self._watcher.say(f"no report: {error}")
+        except Exception as error:
+            self._watcher.say(f"no report, by a fault of shoal: {type(error).__name__}: {error}")

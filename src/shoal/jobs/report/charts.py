@@ -7,9 +7,9 @@ them for light and dark. Whatever stands in a label is escaped here.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 from markupsafe import Markup
@@ -110,7 +110,7 @@ def timeline(
     upright = _upright(roof, whole)
     tips = Tips(
         [edge / end for edge in edges],
-        [f"{scale.clock(a, end)} to {scale.clock(b, end)}" for a, b in itertools.pairwise(edges)],
+        [_stretch(scale.clock(a, end), scale.clock(b, end)) for a, b in pairwise(edges)],
         [(one.name, one.colour, [_value(value, one.unit) for value in one.values]) for one in series],
     )
     return Chart(
@@ -120,6 +120,10 @@ def timeline(
         tips,
         [(seconds / end, text) for seconds, text in marks],
     )
+
+
+def _stretch(start: str, end: str) -> str:
+    return start if start == end else f"{start} to {end}"
 
 
 def _value(value: float, unit: str) -> str:
@@ -200,7 +204,7 @@ def histogram(found: Histogram, name: str, colour: str, *, time: bool, thing: st
         if height > 0
     ]
     write = scale.duration if time else scale.short
-    labels = [_between(low, high, time) + f" {name}" for low, high in itertools.pairwise(edges)]
+    labels = [f"{_between(low, high, time)} {name}".rstrip() for low, high in pairwise(edges)]
     ticks = scale.log_ticks(axis.low, axis.high) if axis.log else scale.inner_ticks(axis.low, axis.high)
     if not time:
         ticks = sorted({float(math.floor(tick + 1e-9)) for tick in ticks if tick >= axis.low})

@@ -90,7 +90,7 @@ def figures(story: Story) -> list[tuple[str, str, str]]:
         found.append(
             ("answers", f"{scale.short(sum(trace.bins.emitted) / trace.seconds)}", "tokens a second")
         )
-    if summary.computed_tokens and words.saved(summary):
+    if summary.answered and words.saved(summary):
         whole = summary.computed_tokens + words.saved(summary)
         found.append(("saved by sharing", scale.percent(words.saved(summary) / whole), "of all tokens"))
     outcome = summary.outcome
