@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,24 +28,40 @@ def show(found: Outlook, output: Path | None) -> None:
 
 
 def lines(found: Outlook, output: Path | None, width: int) -> Iterator[str]:
-    """The screen, line by line; what is too wide is cut."""
-    for line in _lines(found, output, width):
-        yield line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _lines(found: Outlook, output: Path | None, width: int) -> Iterator[str]:
-    plan = found.plan
-    yield _entry("rows", _rows(found))
-    yield _entry("prompts", words.prompts(plan))
-    yield _entry("answers", words.answers(plan))
-    yield _entry("memory", words.memory(plan, found.token_bytes))
-    yield _entry("time", _time(found))
-    yield _entry("policy", f"{words.policy_name(plan)}: {words.reason(plan)}")
-    if plan.windows > 1:
-        yield _entry("", f"in {plan.windows} parts, one after the other: too many rows to plan at once")
-    if found.largest:
+    """The screen, line by line: sentences are broken, rows of tables cut."""
+    for name, text in _sentences(found):
+        yield from _broken(text, width, name)
+    for row in _tables(found, output, width):
+        yield row if len(row) <= width else row[: width - 1] + "…"
+    if output is not None:
         yield ""
+        yield from _broken(
+            f"Prepared beside {output}: 'shoal run' with the same flags begins with it.", width
+        )
+
+
+def _broken(text: str, width: int, name: str = "") -> list[str]:
+    label = f"{name:<{LABEL}}" if name else ""
+    return textwrap.wrap(text, width, initial_indent=label, subsequent_indent=" " * len(label))
+
+
+def _sentences(found: Outlook) -> Iterator[tuple[str, str]]:
+    plan = found.plan
+    yield "rows", _rows(found)
+    yield "prompts", words.prompts(plan)
+    yield "answers", words.answers(plan)
+    yield "memory", words.memory(plan, found.token_bytes)
+    yield "time", _time(found)
+    yield "policy", f"{words.policy_name(plan)}: {words.reason(plan)}"
+    if plan.windows > 1:
+        yield "parts", f"{plan.windows}, one after the other: too many rows to plan at once"
+
+
+def _tables(found: Outlook, output: Path | None, width: int) -> Iterator[str]:
+    plan = found.plan
+    if found.largest:
         nodes, levels = words.plural(plan.nodes, "shared prefix"), words.plural(plan.levels, "level")
+        yield ""
         yield f"{nodes} in up to {levels}; those that save most:"
         yield from _prefixes(found.largest, width)
     if plan.rows:
@@ -54,13 +71,6 @@ def _lines(found: Outlook, output: Path | None, width: int) -> Iterator[str]:
     if found.bad_rows:
         yield ""
         yield from _bad(found, output)
-    if output is not None:
-        yield ""
-        yield f"Prepared beside {output}; 'shoal run' with the same flags begins with it."
-
-
-def _entry(name: str, text: str) -> str:
-    return f"{name:<{LABEL}}{text}"
 
 
 def _rows(found: Outlook) -> str:
