@@ -60,7 +60,7 @@ def test_one_screen(
     assert "Answer the quest" in told
     assert "Document y" in told
     assert re.search(r"→ every level, forest [\d,]+ this plan", told)
-    assert re.search(r"as they come, LRU cache +[\d,]+  dry run", told)
+    assert re.search(r"as they come, LRU cache [\d,]+ dry run", told)
     assert [file.name for file in source.parent.iterdir()] == ["in.jsonl"], "nothing is left behind"
 
 
