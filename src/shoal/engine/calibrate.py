@@ -152,29 +152,36 @@ class _Bench:
         """The other steps by the way their rows choose, most telling first."""
         deep = min(self.depth - 1, 1000)
         middle, near = deep // 2, min(self.depth - 1, 48)
-        # A scheduler's steps: next tokens at one depth and at many, chunks within prompts, short stretches.
+        prompts_and_tokens = _next_tokens(24, range(near, deep, max(1, deep // 24)))
+        prompts_and_tokens += _chunk(min(256, most), middle)
         yield (
             PLAIN,
             [
                 _next_tokens(32, [middle]),
                 _chunk(min(128, most), deep),
                 _next_tokens(8, [deep]),
-                [*_next_tokens(24, range(near, deep, max(1, deep // 24))), *_chunk(min(256, most), middle)],
-                _next_tokens(64, [near]),
+                _next_tokens(8, [near]),
+            ],
+        )
+        if masks:
+            yield MASKED, [_next_tokens(8, [near])]
+        yield DRAWN, [_next_tokens(8, [near])]
+        yield (
+            PLAIN,
+            [
+                prompts_and_tokens,
                 [Stretch(min(768, deep), min(48, most), True)] * 8,
+                _next_tokens(64, [near]),
                 _next_tokens(1, [middle]),
                 _next_tokens(128, [near]),
                 _next_tokens(64, range(near, deep, max(1, deep // 64))),
-                _chunk(min(256, most), 0),
+                [Stretch(min(400, deep), min(24, most), True)] * 6,
                 [Stretch(0, min(32, most), True)] * 12,
                 _next_tokens(16, [deep], emits=False),
                 _next_tokens(4, [deep]),
                 _next_tokens(2, [near]),
             ],
         )
-        yield DRAWN, [_next_tokens(16, [near])]
-        if masks:
-            yield MASKED, [_next_tokens(16, [near])]
 
     def _choices(self, kind: int, probes: list[Probe]) -> None:
         """Measure steps whose rows choose in this way; what does not fit length or budget is left out."""
@@ -195,8 +202,8 @@ class _Bench:
     def _guess(self, probe: Probe) -> float:
         """About what a step will take, by its rows."""
         rows = sum(stretch.rows for stretch in probe)
-        counts = [shape.rows for shape, _ in self.found[: len(ROWS)]]
-        return 1.5 * float(np.interp(rows, counts, [took for _, took in self.found[: len(ROWS)]]))
+        prompts = sorted((shape.rows, took) for shape, took in self.found if shape.runs == 1)
+        return 1.5 * float(np.interp(rows, [count for count, _ in prompts], [took for _, took in prompts]))
 
     def _affordable(self, seconds: float) -> bool:
         left = self.budget - (self.clock() - self.began)
