@@ -20,7 +20,7 @@ from shoal.core.request import SamplingParams
 from shoal.engine.engine import Engine
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
-from shoal.jobs.templates import Layout
+from shoal.jobs.templates import Layout, from_pattern
 from tests.jobs.support import Listener, answers, chat, completion, mixed_rows, results, run, write_lines
 
 
@@ -355,3 +355,33 @@ def test_an_engine_that_loses_sequences_is_our_fault(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="lost 1 sequences"):
         run(job, engine=lose)
     assert run(job).answered == 1
+
+
+def test_token_ids_out_of_a_table(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    ids = [[65, 66, 67], [], None, [259], [-1], [2**40], [65, 66, 67], [68]]
+    table = pa.table({"prompt": pa.array(ids, pa.list_(pa.int64())), "id": [f"t{i}" for i in range(8)]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    job = Job(
+        input=tmp_path / "in.parquet",
+        output=tmp_path / "out.jsonl",
+        form="parquet",
+        layout=Layout(question=from_pattern("{prompt}")),
+        defaults=SamplingParams(temperature=0, max_tokens=4),
+    )
+    assert run(job).folded == 1
+    assert sorted(answers(job.output)) == [1, 7, 8]
+    reasons = {entry["line"]: entry["reason"] for entry in results(job.files.quarantine)}
+    assert list(reasons) == [2, 3, 4, 5, 6]
+    assert "empty" in reasons[2]
+    assert "null" in reasons[3]
+    assert "259" in reasons[4]
+    assert "-1" in reasons[5]
+    assert "out of range" in reasons[6]
+    listed = tmp_path / "in.jsonl"
+    write_lines(listed, [{"id": "t0", "prompt": [65, 66, 67]}, {"id": "t7", "prompt": [68]}])
+    run(dataclasses.replace(job, input=listed, form="jsonl", layout=Layout(), output=tmp_path / "2.jsonl"))
+    usage = [line["response"]["body"]["choices"][0] for line in answers(tmp_path / "2.jsonl").values()]
+    same = answers(job.output)
+    assert usage == [same[1]["response"]["body"]["choices"][0], same[8]["response"]["body"]["choices"][0]]

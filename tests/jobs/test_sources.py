@@ -8,6 +8,7 @@ import string
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -116,6 +117,24 @@ def test_parquet(tmp_path: Path) -> None:
     assert source.done == source.size
     assert source.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
     source.close()
+
+
+def test_lists_of_integers_stay_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    ids = [[1, 2, 3], [], None, [4]]
+    kinds = {"small": pa.list_(pa.int32()), "wide": pa.large_list(pa.int64()), "bytes": pa.list_(pa.uint8())}
+    columns = {name: pa.array(ids, kind) for name, kind in kinds.items()}
+    columns["fixed"] = pa.array([[1, 2], [3, 4], [7, 8], [5, 6]], pa.list_(pa.int32(), 2))
+    columns["holed"] = pa.array([[1, None], [2], [], None], pa.list_(pa.int32()))
+    columns["texts"] = pa.array([["a"], [], None, ["b"]])
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    rows = [row.data for row in open_source(path, "parquet").rows()]
+    for name in kinds:
+        assert [None if row[name] is None else row[name].tolist() for row in rows] == ids
+        assert isinstance(rows[0][name], np.ndarray)
+    assert [row["fixed"].tolist() for row in rows] == [[1, 2], [3, 4], [7, 8], [5, 6]]
+    assert [row["holed"] for row in rows] == [[1, None], [2], [], None]
+    assert [row["texts"] for row in rows] == [["a"], [], None, ["b"]]
 
 
 @pytest.mark.parametrize(

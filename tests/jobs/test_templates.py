@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,3 +67,13 @@ def test_ids() -> None:
     assert layout.id_of({"text": "x"}) is None
     with pytest.raises(CallerError):
         layout.id_of({"id": 2.5})
+
+
+def test_a_column_of_ids_alone_is_the_prompt() -> None:
+    ids = np.array([5, 6, 7], dtype=np.int32)
+    assert from_pattern("{ids}")({"ids": ids}) is ids
+    assert from_pattern("{ids}")({"ids": [5, 6]}) == [5, 6]
+    assert from_pattern("Sum {ids}:")({"ids": ids}) == "Sum [5,6,7]:"
+    assert from_pattern("{ids}")({"ids": ["a"]}) == '["a"]'
+    assert from_jinja("{{ ids }} {{ row.ids[0] }}", "t")({"ids": ids}) == "[5, 6, 7] 5"
+    assert Layout(keep=("ids",)).kept({"ids": ids}) == b'{"ids":[5,6,7]}'
