@@ -142,7 +142,8 @@ def test_what_is_known_is_not_measured_again(model):
 
 def test_a_short_job_is_not_worth_measuring_and_a_long_one_is(model):
     prepared = prepare(EngineConfig(**model))
-    tokens = round(WORTH * 30e9 / 2 / prepared.architecture.parameter_count)
+    multiplied = prepared.architecture.parameter_count - CONFIG["vocab_size"] * CONFIG["hidden_size"]
+    tokens = round(WORTH * 30e9 / 2 / multiplied)
     assert guess(prepared, tokens) == pytest.approx(WORTH, rel=1e-3)
     assert cost_for(prepared, never, tokens - 100).cost is None
     said = []
@@ -150,6 +151,7 @@ def test_a_short_job_is_not_worth_measuring_and_a_long_one_is(model):
     assert len(said) == 1
     assert "once for this model" in said[0]
     assert found.cost == found.prepared.cost == prepare(EngineConfig(**model)).cost
+    assert "steps measured just now" in found.prepared.description
     assert found.engine.idle
     found.engine.check()
 

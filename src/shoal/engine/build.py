@@ -119,6 +119,8 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
         page_size=config.page_size,
     )
     stored, trouble = load(identity)
+    cost = stored.table if stored else None
+    measured = f"steps measured {stored.measured[:10]}" if stored else trouble or "steps not measured yet"
     choices = (
         f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
         f"{config.device} {dtype} ({why})",
@@ -126,9 +128,8 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
         f"KV {size * token_bytes / 2**30:.2f} GiB = {size:,} tokens ({memory_why})",
         f"longest sequence {length:,}",
         policy_line(config),
-        trouble or (f"steps measured {stored.measured[:10]}" if stored else "steps not measured yet"),
+        f"{measured}, {step_rows(config, cost, pages)} rows each at most",
     )
-    cost = stored.table if stored else None
     return Prepared(config, model, architecture, dtype, threads, pages, choices, identity, cost)
 
 

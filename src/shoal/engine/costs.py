@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.core.cost import Cost, CostTable
 from shoal.core.errors import InternalError, OperatorError
-from shoal.engine.build import Prepared, assemble
+from shoal.engine.build import Prepared, assemble, step_rows
 from shoal.engine.calibrate import BUDGET, Calibration, Progress, calibrate
 from shoal.engine.calibration import save
 from shoal.engine.model import StoredModel
@@ -73,9 +73,12 @@ def cost_for(
 
 
 def guess(prepared: Prepared, tokens: int) -> float:
-    """Seconds for so many tokens, crudely: two operations a parameter and token."""
+    """Seconds for so many tokens, crudely: two operations a token and parameter, those left out that are
+    looked up, not multiplied."""
     assert prepared.architecture is not None
-    return 2.0 * prepared.architecture.parameter_count * tokens / CRUDE_RATE
+    embed = prepared.architecture.embed
+    parameters = prepared.architecture.parameter_count - embed.vocabulary * embed.hidden
+    return 2.0 * parameters * tokens / CRUDE_RATE
 
 
 def measure(
@@ -118,7 +121,9 @@ def keep(prepared: Prepared, found: Calibration) -> str:
 
 def with_cost(prepared: Prepared, engine: Engine, cost: Cost) -> Costed:
     """The same engine deciding by ``cost``. Its books begin anew: measuring has written over its pages."""
-    known = replace(prepared, cost=cost)
+    rows = step_rows(prepared.config, cost, prepared.pages)
+    line = f"steps measured just now, {rows} rows each at most"
+    known = replace(prepared, cost=cost, choices=(*prepared.choices[:-1], line))
     return Costed(known, cost, assemble(known.config, engine.executor, known.model, cost))
 
 
