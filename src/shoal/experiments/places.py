@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def simulated(
 
 
 class Real:
-    """A Llama with random weights, float32, on this machine; every engine over it begins with no sequence.
+    """A Llama with random weights, float32, on this machine; every engine over it has its own buffer.
 
     Attributes:
         parameters: of the model.
@@ -100,16 +101,27 @@ class Real:
         prepared = prepare(self._config)
         assert prepared.architecture is not None
         self.parameters = prepared.architecture.parameter_count
-        self._model: TextModel = prepared.model
-        self._executor = model_executor(prepared)
+        self._text: TextModel = prepared.model
+        self._model = model_executor(prepared).model
 
     def engine(
         self, policy: Flover, *, sequences: int = REQUESTS, whole: bool = False
     ) -> tuple[Engine, WallClock]:
         """With ``whole`` holes in the window are computed like everything else."""
-        executor = WholeWindow(self._executor) if whole else Noting(self._executor)
+        from shoal.engine.tensors.model_executor import ModelExecutor
+        from shoal.engine.tensors.sampler import Sampler
+
+        plain = ModelExecutor(
+            self._model,
+            Sampler(self._text.vocabulary),
+            sequences,
+            self._text.max_model_len,
+            time.perf_counter,
+            record_margins=self._config.record_margins,
+        )
+        executor = WholeWindow(plain) if whole else Noting(plain)
         config = msgspec.structs.replace(self._config, policy=policy, max_num_seqs=sequences)
-        engine = assemble(config, executor, self._model)
+        engine = assemble(config, executor, self._text)
         if isinstance(executor, WholeWindow):
             executor.memory = engine.memory
         return engine, WallClock()
