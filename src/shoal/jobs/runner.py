@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -76,6 +77,7 @@ class _Run(Session):
         self, planner: Planner, start: Callable[[Prepared], Engine], clock: Callable[[], float]
     ) -> Summary:
         self._clock = clock
+        self._choices: tuple[str, ...] = ()
         self._take_up()
         finished = self._journal.last("done")
         if finished is not None:
@@ -103,23 +105,31 @@ class _Run(Session):
     ) -> tuple[Course, Engine]:
         """The rows in the order in which they run, and the engine that runs them. It is loaded before the
         plan is complete only if steps must be measured on it."""
-        begun = self._clock()
-        course, planned = planner.plan(spool, done, self._watcher, self._stopping)
-        self._recorder.phase("planning", self._clock() - begun)
-        loading = self._clock()
+        with self._timed("planning"):
+            course, planned = planner.plan(spool, done, self._watcher, self._stopping)
         try:
-            costed = planner.cost(start, planned, self._watcher, self._stopping)
+            with self._timed("measuring steps, where that was not done before"):
+                costed = planner.cost(start, planned, self._watcher, self._stopping)
             if costed.cost is not None:
-                planner.predict(costed, spool, course, planned, self._stopping)
+                with self._timed("planning"):
+                    planner.predict(costed, spool, course, planned, self._stopping)
             self._journal.write("plan", durable=False, **msgspec.to_builtins(planned))
             self._watcher.planned(planned)
-            engine = costed.engine or start(costed.prepared)
+            with self._timed("loading the model"):
+                engine = costed.engine or start(costed.prepared)
         except OperatorError:
             self._forget()
             raise
-        self._recorder.phase("loading the model", self._clock() - loading)
+        self._choices = costed.prepared.choices
         self._watcher.begin(engine)
         return course, engine
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """What is done inside is a phase of the run, by this name."""
+        began = self._clock()
+        yield
+        self._recorder.phase(name, self._clock() - began)
 
     def _answer(
         self,
@@ -145,7 +155,7 @@ class _Run(Session):
 
     def _loop(self, crew: Crew, engine: Engine, results: Results, status: Status, started: float) -> None:
         shown = recorded = begun = self._clock()
-        self._recorder.begin(engine, begun, time.time())
+        self._recorder.begin(engine, begun, time.time(), self._choices)
         while True:
             now = self._clock()
             crew.fill(now)

@@ -133,7 +133,7 @@ def comparison(story: Story) -> list[tuple[str, str, str, str]]:
 def phases(story: Story) -> list[tuple[str, str]]:
     """Where the time of all sessions went."""
     trace, whole = story.trace, story.summary.seconds
-    found = [(name, scale.duration(seconds)) for name, seconds in trace.phases.items()]
+    found = [(name, scale.duration(took)) for name, took in trace.phases.items() if took > 0.002 * whole]
     if trace.seconds:
         found.append(("running", scale.duration(trace.seconds)))
     rest = whole - trace.seconds - math.fsum(trace.phases.values())
