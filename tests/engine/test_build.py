@@ -119,6 +119,7 @@ def test_slots_are_places_of_the_longest_sequence(model):
     changes = {"max_model_len": 128, "kv_memory": 128 * 5 * token + 1, "layout": "slots"}
     prepared = prepare(EngineConfig(**(model | changes)))
     assert (prepared.pages, prepared.config.page_size, prepared.config.prefix_reuse) == (5, 128, False)
+    assert "640 tokens in 5 places" in prepared.description
     assert "layout slots, prefix reuse off" in prepared.description
     few = prepare(EngineConfig(**(model | changes | {"max_num_seqs": 3})))
     assert few.pages == 3

@@ -109,6 +109,7 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     config, length, pages = _pool(config, architecture.longest, memory // token_bytes)
     size = pages * config.page_size
     _check_pool(config, size * token_bytes)
+    places = f" in {pages} places" if config.layout == "slots" else ""
     model = StoredModel(files, architecture.embed.vocabulary, length, dtype, chat_template)
     identity = identity_of(
         architecture,
@@ -125,7 +126,7 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
         f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
         f"{config.device} {dtype} ({why})",
         f"{threads} threads ({threads_why}), {machine.isa()}",
-        f"KV {size * token_bytes / 2**30:.2f} GiB = {size:,} tokens ({memory_why})",
+        f"KV {size * token_bytes / 2**30:.2f} GiB = {size:,} tokens{places} ({memory_why})",
         f"longest sequence {length:,}",
         policy_line(config),
         f"{measured}, {step_rows(config, cost, pages)} rows each at most",
