@@ -22,7 +22,7 @@ from shoal.jobs.files import open_file, read_at, sync, write_all
 CHAT, COMPLETION = 0, 1
 NOBODY = -1
 WRITE_BYTES = 1 << 20
-READ_BYTES = 4 << 20
+READ_BYTES = 1 << 20
 
 
 class SpoolRow(msgspec.Struct, array_like=True):

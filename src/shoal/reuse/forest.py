@@ -8,12 +8,18 @@ other, so there are fewer than twice as many nodes as rows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InternalError
-from shoal.core.policy import I32, I64, Bools, ForestView
+from shoal.core.policy import I32, Bools, ForestView
 from shoal.reuse.hashes import PageHashes
+
+CHUNK = 1 << 16
+LARGE = 2**31 - 1
+"""Numbers up to here fit four bytes."""
 
 
 def forest_of(hashes: PageHashes, length: I32, answer: I32, copies: I32, blind: Bools) -> ForestView:
@@ -39,23 +45,26 @@ def forest_of(hashes: PageHashes, length: I32, answer: I32, copies: I32, blind: 
 
 
 class _Growing:
-    """The forest while it grows, one page deeper each time."""
+    """The forest while it grows, one page deeper each time. Takes about 40 bytes a row beside the hashes."""
 
     def __init__(self, hashes: PageHashes, copies: I32) -> None:
         self.values = hashes.values
         self.pages = hashes.pages
-        self.start: I64 = np.cumsum(self.pages, dtype=np.int64) - self.pages
+        wide = np.int64 if len(self.values) > LARGE else np.int32
+        self.start: npt.NDArray[Any] = np.cumsum(self.pages, dtype=wide)
+        self.start -= self.pages
         self.copies = copies
         rows = len(copies)
         self.node = np.full(rows, -1, dtype=np.int32)
-        self.parent = np.full(2 * rows, -1, dtype=np.int32)
-        self.depth = np.zeros(2 * rows, dtype=np.int32)
-        self.rows = np.zeros(2 * rows, dtype=np.int32)
+        # Room for as many nodes as there can be takes memory only where it is written.
+        self.parent = np.empty(2 * rows, dtype=np.int32)
+        self.depth = np.empty(2 * rows, dtype=np.int32)
+        self.rows = np.empty(2 * rows, dtype=np.int32)
         self.nodes = 0
 
     def grow(self) -> tuple[I32, I32, I32]:
         """(deepest node of each row, parent of each node, pages down to its end)."""
-        alive = np.flatnonzero(self.pages)
+        alive = np.flatnonzero(self.pages).astype(np.int32)
         deep = 0
         while len(alive):
             alive = self._deeper(alive, deep)
@@ -64,18 +73,14 @@ class _Growing:
         n = self.nodes
         return self.node, self.parent[:n].copy(), self.depth[:n].copy()
 
-    def _deeper(self, alive: I64, deep: int) -> I64:
+    def _deeper(self, alive: I32, deep: int) -> I32:
         """Take in page ``deep`` of the rows ``alive``, which all have it; returns those that share it."""
-        key = self.values[self.start[alive] + deep]
-        order = np.argsort(key)
-        alive, key = alive[order], key[order]
-        first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-        rows = np.diff(first, append=len(alive))
-        shared = np.add.reduceat(self.copies[alive], first, dtype=np.int64) > 1
-        first, rows, alive = first[shared], rows[shared], alive[shared.repeat(rows)]
+        alive, begins = self._sharing(alive, deep)
         if not len(alive):
             return alive
-        group = self.node[alive[np.cumsum(rows) - rows]]
+        first = np.flatnonzero(begins)
+        rows = np.diff(first, append=len(alive))
+        group = self.node[alive[first]]
         fresh = (group < 0) | (rows != self.rows[group])
         new = self.nodes + np.arange(np.count_nonzero(fresh), dtype=np.int32)
         self.nodes += len(new)
@@ -85,6 +90,21 @@ class _Growing:
         self.depth[group] = deep + 1
         self.node[alive] = group.repeat(rows)
         return alive
+
+    def _sharing(self, alive: I32, deep: int) -> tuple[I32, Bools]:
+        """Of these rows those whose page ``deep`` others have too, or copies of their own, sorted by it; and
+        where a new page begins among them."""
+        key = self.values[self.start[alive] + deep]
+        order = np.argsort(key)
+        begins = np.ones(len(alive) + 1, dtype=np.bool_)
+        for at in range(1, len(order), CHUNK):
+            sorted_keys = key[order[at - 1 : at + CHUNK]]
+            begins[at : at + len(sorted_keys) - 1] = sorted_keys[1:] != sorted_keys[:-1]
+        del key
+        alive = alive[order]
+        del order
+        shared = ~(begins[:-1] & begins[1:]) | (self.copies[alive] > 1)
+        return alive[shared], begins[:-1][shared]
 
 
 def _frozen(column: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shoal.core.policy import F64, I64, ForestView, Grouping, Reuse
+from shoal.core.policy import F64, I32, I64, ForestView, Grouping, Reuse
 from shoal.reuse.tree import Tree
 
 
@@ -29,18 +29,18 @@ class ForestOrder(Reuse):
 
     def plan(self, forest: ForestView) -> Grouping:
         tree = Tree(forest)
-        keys: list[I64 | F64] = [_reads(tree)]
+        keys: list[I32 | I64 | F64] = [_reads(tree)]
         if self.reorder:
             keys.append(-_ratio(tree))
         opened = np.ones(len(forest.parent), dtype=bool)
         return Grouping(tree.depth_first(keys), opened, nested=True)
 
 
-def _reads(tree: Tree) -> I64:
+def _reads(tree: Tree) -> I32:
     """For rows and nodes: what can be read at most of the prefix that it hangs on, by the row in it that can
     read least."""
-    readable = tree.forest.readable.astype(np.int64)
-    least = np.concatenate([readable, tree.least_below(readable)])
+    readable = tree.forest.readable
+    least = np.concatenate([readable, tree.least_below(readable).astype(np.int32)])
     return np.minimum(least, tree.above(tree.forest.depth, 0))
 
 
@@ -48,8 +48,10 @@ def _ratio(tree: Tree) -> F64:
     """R of each row and each node, shape (m + k,), float64."""
     forest = tree.forest
     distinct = forest.length - tree.above(forest.depth, 0)[: len(forest.length)]
-    answers = forest.answer.astype(np.int64) * forest.copies
     prompts = np.concatenate([distinct, tree.rolled_up(tree.own + tree.at(distinct))])
-    whole = np.concatenate([answers, tree.rolled_up(tree.at(answers))])
-    ratio: F64 = whole / np.maximum(prompts, 1)
+    del distinct
+    answers = forest.answer.astype(np.int64) * forest.copies
+    ratio: F64 = np.concatenate([answers, tree.rolled_up(tree.at(answers))]).astype(np.float64)
+    del answers
+    ratio /= np.maximum(prompts, 1)
     return ratio

@@ -101,7 +101,7 @@ def make_plan(policy: Reuse, forest: ForestView, first_node: int = 0, most_group
     tree = Tree(forest)
     requests = tree.at(forest.copies)
     nearest = tree.nearest(grouping.opened)
-    node = np.append(nearest, -1)[forest.node]
+    node = np.append(nearest, -1).astype(np.int32)[forest.node]
     if grouping.nested:
         members = tree.rolled_up(requests)
         shared, prefix = members > 1, tree.own
@@ -109,19 +109,20 @@ def make_plan(policy: Reuse, forest: ForestView, first_node: int = 0, most_group
         members = _gathered(requests, nearest)
         shared, prefix = grouping.opened & (members > 1), forest.depth.astype(np.int64)
     computed, again = _computed(tree, grouping, node)
-    extra = (forest.copies - 1).astype(np.int64)
-    length = forest.length.astype(np.int64)
+    several = np.flatnonzero(forest.copies > 1)
+    more = (forest.copies[several] - 1).astype(np.int64)
+    requested = int(forest.length.sum(dtype=np.int64)) + int((more * forest.length[several]).sum())
     return JobPlan(
         order=grouping.order,
         nested=grouping.nested,
         pinned=not grouping.nested or bool(grouping.opened.all()),
-        node=node.astype(np.int32),
+        node=node,
         above=np.append(nearest, -1)[forest.parent].astype(np.int32),
         depth=forest.depth,
         members=members.astype(np.int32),
-        computed=computed.astype(np.int32),
-        total=int(computed.sum() + (extra * again).sum()),
-        tokens=int((length * forest.copies).sum()),
+        computed=computed,
+        total=int(computed.sum(dtype=np.int64)) + int((more * again[several]).sum()),
+        tokens=requested,
         largest=_largest(tree, node, members, np.where(shared, prefix, 0), most_groups, first_node),
         first_node=first_node,
     )
@@ -145,19 +146,19 @@ def _gathered(values: I64, group: I64) -> I64:
     return sums
 
 
-def _computed(tree: Tree, grouping: Grouping, node: I64) -> tuple[I64, I64]:
+def _computed(tree: Tree, grouping: Grouping, node: I32) -> tuple[I32, I32]:
     """Prompt tokens that each row's first request computes, and each further one: (m,), (m,).
 
     A row reads what earlier rows of its domain have begun with. Of the nodes above a row those that it is the
     first to touch are the deepest ones, so it reads as far as the parent of the highest of them.
     """
     forest = tree.forest
-    length, readable = forest.length.astype(np.int64), forest.readable.astype(np.int64)
-    rank = np.empty(len(length), dtype=np.int64)
-    rank[grouping.order] = np.arange(len(length))
-    depth = np.append(forest.depth.astype(np.int64), 0)
+    length, readable = forest.length, forest.readable
+    rank = np.empty(len(length), dtype=np.int32)
+    rank[grouping.order] = np.arange(len(length), dtype=np.int32)
+    depth = np.append(forest.depth, np.int32(0))
     if grouping.nested:
-        node = forest.node.astype(np.int64)
+        node = forest.node
         first = tree.least_below(rank)
         before = np.append(first, -1)[tree.parent]
         top = np.flatnonzero(first != before)
@@ -167,7 +168,7 @@ def _computed(tree: Tree, grouping: Grouping, node: I64) -> tuple[I64, I64]:
         np.minimum.at(first, node, rank)
         first = first[:-1]
         top = np.flatnonzero(first < len(rank))
-        reach = np.zeros(len(top), dtype=np.int64)
+        reach = np.zeros(len(top), dtype=np.int32)
     again = length - np.minimum(readable, depth[node])
     computed = again.copy()
     row = grouping.order[first[top]]
@@ -176,11 +177,11 @@ def _computed(tree: Tree, grouping: Grouping, node: I64) -> tuple[I64, I64]:
 
 
 def _largest(
-    tree: Tree, node: I64, members: I64, prefix: I64, most: int, first_node: int
+    tree: Tree, node: I32, members: I64, prefix: I64, most: int, first_node: int
 ) -> tuple[Group, ...]:
     saved = (members - 1) * prefix
     best = np.argsort(-saved, kind="stable")[:most]
-    example = tree.least_below(np.arange(len(node)))
+    example = tree.least_below(np.arange(len(node), dtype=np.int32))
     return tuple(
         Group(first_node + v, int(tree.forest.depth[v]), int(members[v]), int(saved[v]), int(example[v]))
         for v in best[saved[best] > 0].tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,10 @@ class Tree:
         depth = forest.depth.astype(np.int64)
         self.own: I64 = depth - np.where(self.parent >= 0, depth[self.parent], 0) if len(order) else depth
 
-    def above(self, values: I32, none: int) -> I64:
+    def above(self, values: I32, none: int) -> I32:
         """What ``values`` (k,) says of the parent of each row and node, shape (m + k,); ``none`` without."""
-        parent = self.parents
-        padded = np.append(values.astype(np.int64), none)
-        return padded[parent]
+        padded = np.append(values, np.int32(none))
+        return padded[self.parents]
 
     @property
     def parents(self) -> I32:
@@ -73,7 +71,7 @@ class Tree:
         np.minimum.at(least, self.forest.node[held], rows[held].astype(np.int64))
         return self.rolled_up(least, np.minimum)
 
-    def depth_first(self, keys: Sequence[I64 | F64]) -> I64:
+    def depth_first(self, keys: list[I32 | I64 | F64]) -> I64:
         """Row numbers in depth-first order, (m,), int64.
 
         Args:
@@ -81,20 +79,28 @@ class Tree:
                 sorted by the first of them, ties by the next, and at last by who comes first in the job.
         """
         m = len(self.forest.node)
-        comes = np.concatenate([np.arange(m), self.least_below(np.arange(m))])
-        size = np.concatenate([np.ones(m, dtype=np.int64), self.rolled_up(self.at(np.ones(m)))])
-        parents = self.parents
-        order = np.lexsort((comes, *reversed(keys), parents))
-        end = np.cumsum(size[order])
-        begin = end - size[order]
-        first = np.flatnonzero(np.diff(parents[order], prepend=-2))
+        rows_come = np.arange(m, dtype=np.int32)
+        comes = np.concatenate([rows_come, self.least_below(rows_come).astype(np.int32)])
+        order = np.lexsort((comes, *reversed(keys), self.parents))
+        # A million rows are planned in about 60 bytes each only if nothing is kept that is done with.
+        del comes
+        keys.clear()
+        size = np.concatenate([np.ones(m, dtype=np.int32), self._rows_below()])[order]
+        begin = np.cumsum(size, dtype=np.int64)
+        begin -= size
+        first = np.flatnonzero(np.diff(self.parents[order], prepend=-2))
         begin -= begin[first].repeat(np.diff(first, append=len(order)))
         place = np.empty(len(order), dtype=np.int64)
         place[order] = begin
+        del order, begin, size
         rows, nodes = place[:m], np.append(place[m:], 0)
         for level in self.levels[1:]:
             nodes[level] += nodes[self.parent[level]]
         rows += nodes[self.forest.node]
         result = np.empty(m, dtype=np.int64)
-        result[rows] = np.arange(m)
+        result[rows] = rows_come
         return result
+
+    def _rows_below(self) -> I32:
+        """How many rows begin with each node, shape (k,), int32."""
+        return self.rolled_up(self.at(np.ones(len(self.forest.node), dtype=np.int32))).astype(np.int32)
