@@ -288,7 +288,7 @@ def _reordering_here(real: Real, trial: Trial, findings: Findings) -> None:
     """Both take equally many steps, so they take them in turn, and each step's median over three rounds
     counts: whatever else the machine does falls on both."""
     rng = np.random.default_rng([trial.seed, 6])
-    lengths = rng.integers(1, 65, REQUESTS)
+    lengths = rng.integers(1, 49, REQUESTS)
     items = [request(f"r{i}", rng.integers(1, 99, PROMPT), int(n)) for i, n in enumerate(lengths)]
     rounds = []
     for number in range(3):
