@@ -29,7 +29,7 @@ def settings_of(engine: Engine, choices: Sequence[str] = ()) -> Settings:
     Args:
         choices: what was chosen when the engine was prepared, as short phrases.
     """
-    chosen = [("chosen at start" if i == 0 else "", choice, "") for i, choice in enumerate(choices)]
+    chosen = [("chosen at start", " · ".join(choices), "")] if choices else []
     return {"Policies": _policies(engine), "Engine": _engine(engine) + chosen, "Machine": _machine()}
 
 

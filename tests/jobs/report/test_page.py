@@ -39,7 +39,7 @@ from tests.jobs.support import completion, results, run, write_lines
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!-- \u202e\x00\x1b[31m {{ 7*7 }}"
 )
-VOID = {"meta", "link", "br", "img", "input", "hr", "line", "path", "rect"}
+VOID = {"meta", "col", "link", "br", "img", "input", "hr", "line", "path", "rect"}
 
 
 class Checker(HTMLParser):

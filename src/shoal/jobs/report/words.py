@@ -156,9 +156,9 @@ def _queue(row: SlowRow, trace: Trace, seconds: float, usual: float) -> str:
 
 def _prefill(row: SlowRow, trace: Trace, seconds: float, usual: float) -> str:
     left, median = row.prompt - row.cached, trace.prompt.quantile(0.5)
-    text = f"took {duration(seconds)} for a prompt of {count(row.prompt)} tokens"
-    text += _than(row.prompt, median) if row.prompt >= FAR * median else ""
-    return text + f", of which {count(left)} were computed"
+    tokens = f"{count(left)} of its {count(row.prompt)} prompt tokens"
+    text = f"spent {duration(seconds)} in steps that computed {tokens}"
+    return text + (_than(row.prompt, median) if row.prompt >= FAR * median else "")
 
 
 def _decode(row: SlowRow, trace: Trace, seconds: float, usual: float) -> str:
