@@ -140,43 +140,50 @@ class Recorder:
         """A row ended. ``answers``: those of its sequences that the engine took in, in any order."""
         note = self.trace
         note.rows += 1
+        preemptions = 0
         for answer in answers:
             self._save_for(answer, line)
-        if any(answer.preemptions for answer in answers):
+            preemptions += answer.preemptions
+        if preemptions:
             note.preempted += 1
         if error is not None:
             self._fail(line, identifier, error)
-            return
-        if not answers:
-            return
-        last = max(answers, key=lambda answer: answer.ended) if len(answers) > 1 else answers[0]
-        arrived = last.arrived
-        latency, queue = last.ended - arrived, last.admitted - arrived
-        first = min(answer.first_token for answer in answers) - arrived
-        tokens = sum(len(answer.tokens) for answer in answers)
+        elif answers:
+            self._time(line, identifier, answers, preemptions)
+
+    def _time(self, line: int, identifier: str, answers: Sequence[Finished], preemptions: int) -> None:
+        """How long an answered row took, and where."""
+        note, last = self.trace, answers[0]
+        first, tokens, prompt = last.first_token, len(last.tokens), len(last.request.prompt)
+        for answer in answers[1:]:
+            first = min(first, answer.first_token)
+            tokens += len(answer.tokens)
+            if answer.ended > last.ended:
+                last = answer
+        arrived, admitted, began, ended = last.arrived, last.admitted, last.first_token, last.ended
+        latency = ended - arrived
         note.latency.add(latency)
-        note.queue.add(queue)
-        note.first_token.add(first)
-        note.prompt.add(len(last.request.prompt))
+        note.queue.add(admitted - arrived)
+        note.first_token.add(first - arrived)
+        note.prompt.add(prompt)
         note.answer.add(tokens)
-        note.waited += queue
-        note.prefilled += last.first_token - last.admitted
-        note.decoded += last.ended - last.first_token
-        slowest = self._slowest
-        if len(slowest) < trace.MOST_ROWS or latency > slowest[0][0]:
+        note.waited += admitted - arrived
+        note.prefilled += began - admitted
+        note.decoded += ended - began
+        if len(self._slowest) < trace.MOST_ROWS or latency > self._slowest[0][0]:
             self._keep(
                 SlowRow(
                     id=identifier[: trace.SHORTEST],
                     line=line,
                     latency=latency,
-                    queue=queue,
-                    prefill=last.first_token - last.admitted,
-                    decode=last.ended - last.first_token,
-                    prompt=len(last.request.prompt),
+                    queue=admitted - arrived,
+                    prefill=began - admitted,
+                    decode=ended - began,
+                    prompt=prompt,
                     answer=tokens,
                     cached=last.cached,
                     answers=len(answers),
-                    preemptions=sum(answer.preemptions for answer in answers),
+                    preemptions=preemptions,
                     lost=sum(answer.lost for answer in answers),
                 )
             )
