@@ -160,7 +160,8 @@ def test_words() -> None:
         "      predicted 1:30",
     ]
     outcome = Outcome(rows=3, exact=False, planned=9, predicted=2.0, computed=12, preemptions=2, seconds=3.0)
-    assert words.outcome_rows(outcome) == [
-        ("plan", "planned about 9 prompt tokens, computed 12, as 2 sequences had to yield"),
-        ("", "predicted 2.0 s, measured 3.0 s (+50%)"),
-    ]
+    said = "planned about 9 prompt tokens, computed 12, as 2 sequences had to yield"
+    took = "predicted 2.0 s, measured 3.0 s (+50%)"
+    assert words.outcome_rows(outcome, 1) == [("plan", said), ("", took)]
+    left = ", for the 3 rows that the last session had left"
+    assert words.outcome_rows(outcome, 2) == [("plan", said + left), ("", took)]

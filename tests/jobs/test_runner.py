@@ -53,7 +53,11 @@ def test_an_interrupted_job_goes_on(job: Job, tmp_path: Path) -> None:
         run(job, stopping=midway(job))
     before = job.output.read_text()
     assert 0 < len(results(job.output)) < 60
-    assert run(job).sessions == 2
+    summary = run(job)
+    assert summary.sessions == 2
+    assert summary.outcome is not None
+    assert 0 < summary.outcome.rows < 60, "the plan is of what was left"
+    assert summary.outcome.computed == summary.outcome.planned
     assert job.output.read_text().startswith(before)
     assert answers(job.output) == answers(tmp_path / "whole.jsonl")
 

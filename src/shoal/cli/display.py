@@ -284,7 +284,7 @@ def summary_rows(job: Job, summary: Summary) -> list[tuple[str, str]]:
             f"{saved:,} prompt tokens taken from the cache, {summary.computed_tokens:,} tokens computed",
         ),
         ("time", f"{duration(summary.seconds)}{sessions}, {per_second:,.0f} tokens/s"),
-        *(words.outcome_rows(summary.outcome) if summary.outcome else []),
+        *(words.outcome_rows(summary.outcome, summary.sessions) if summary.outcome else []),
         ("results", str(job.output)),
     ]
     if job.files.report.exists():

@@ -56,6 +56,8 @@ def plan(**flags: Any) -> int:
         found = plan_with({**flags, "output": output})
         if found is None:
             click.echo("This job is finished already; nothing is left to plan.", err=True)
+            if flags["machine"]:
+                click.echo('{"finished":true}')
             return ANSWERED
         if flags["machine"]:
             click.echo(msgspec.json.encode(found))

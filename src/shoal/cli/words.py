@@ -100,12 +100,14 @@ def difference(predicted: float, measured: float) -> str:
     return f"{(measured - predicted) / predicted:+.0%}" if predicted else "-"
 
 
-def outcome_rows(outcome: Outcome) -> list[tuple[str, str]]:
-    """Predicted against measured, for the summary of a run."""
+def outcome_rows(outcome: Outcome, sessions: int) -> list[tuple[str, str]]:
+    """Predicted against measured, for the summary of a run: of what its last session found left to do."""
     least = "" if outcome.exact else "about "
     text = f"planned {least}{outcome.planned:,} prompt tokens, computed {outcome.computed:,}"
     if outcome.preemptions:
         text += f", as {plural(outcome.preemptions, 'sequence')} had to yield"
+    if sessions > 1:
+        text += f", for the {plural(outcome.rows, 'row')} that the last session had left"
     found = [("plan", text)]
     if outcome.predicted is not None:
         foretold, took = duration(outcome.predicted), duration(outcome.seconds)

@@ -24,8 +24,6 @@ from shoal.jobs.spool import NOBODY, Spool
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
 
-BUDGET = 5.0
-"""Seconds that the job's own dry run may take, about."""
 MOST_GROUPS = 5
 MOST_BAD = 3
 EXCERPT = 60
@@ -136,7 +134,7 @@ class _Planning(Session):
         costed = planner.cost(start, planned, self._watcher, self._stopping)
         # Memory does not depend on what steps cost.
         priced = Costed(costed.prepared, costed.cost or NULL_COST)
-        planner.predict(priced, spool, course, planned, self._stopping, BUDGET)
+        planner.predict(priced, spool, course, planned, self._stopping)
         if costed.cost is None:
             planned.seconds = None
         event = self._journal.last("prepared") or {"rows": 0, "bad": 0, "folded": 0}

@@ -30,8 +30,8 @@ from shoal.reuse.tree import Tree
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
 
-RUN_BUDGET = 2.0
-"""Seconds that a dry run may take before a run."""
+BUDGET = 5.0
+"""Seconds that a dry run may take, about."""
 Look = Callable[[ForestView], None]
 
 
@@ -117,7 +117,7 @@ class Planner:
         course: Course,
         planned: Planned,
         stopping: Stopping,
-        budget: float = RUN_BUDGET,
+        budget: float = BUDGET,
     ) -> None:
         """Add to ``planned`` what a dry run of its course says, in about ``budget`` seconds.
 
