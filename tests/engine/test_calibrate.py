@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from shoal.core.config import EngineConfig
-from shoal.core.cost import CostTable, StepShape, choice_of, shape_of
+from shoal.core.cost import CostTable, Paced, StepShape, choice_of, shape_of
 from shoal.core.errors import InternalError
 from shoal.core.plan import StepResult
 from shoal.engine.build import prepare, start
-from shoal.engine.calibrate import calibrate
+from shoal.engine.calibrate import calibrate, pace
 from shoal.engine.costs import measure
 from shoal.engine.priced import JumpingClock, PricedExecutor
 from tests.engine.harness import drain
@@ -87,6 +87,15 @@ def test_it_keeps_to_its_budget_on_any_machine(speed):
     assert found.seconds < 60.0
     assert shares == sorted(shares)
     assert found.table.rows(1) == pytest.approx(2e-3 * speed, rel=0.2)
+
+
+@pytest.mark.parametrize(("pages", "page_size", "longest"), [(4096, 16, 2048), (8, 16, 120), (40, 256, 256)])
+def test_the_speed_of_the_moment_is_found(pages, page_size, longest):
+    executor, clock = priced(pages, page_size)
+    executor.cost = Paced(TRUE, 1.3)
+    assert pace(executor, longest, 1 << 10, TRUE, clock=clock) == pytest.approx(1.3)
+    assert not executor.opened
+    assert clock() < 6.0
 
 
 def test_who_reports_progress_may_stop_it_at_once():

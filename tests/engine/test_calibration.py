@@ -156,6 +156,17 @@ def test_a_short_job_is_not_worth_measuring_and_a_long_one_is(model):
     found.engine.check()
 
 
+def test_a_long_job_about_to_run_is_told_at_the_speed_of_the_moment(model):
+    save(prepare(EngineConfig(**model)).identity, "m", TABLE, STEPS, 1.0)
+    prepared = prepare(EngineConfig(**model))
+    assert cost_for(prepared, never, 10, about_to_run=True).cost == TABLE
+    found = cost_for(prepared, start, 10**9, about_to_run=True)
+    assert 0.0 < found.cost.rows(2) < TABLE.rows(2), "the table is far too slow for so small a model"
+    assert found.cost.rows(2) / found.cost.rows(1) == pytest.approx(TABLE.rows(2) / TABLE.rows(1))
+    assert found.prepared is prepared
+    assert found.engine.idle
+
+
 def test_what_cannot_be_kept_is_used_all_the_same(model, monkeypatch):
     def refuse(*arguments):
         raise OperatorError("the disk is full")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -85,6 +86,20 @@ class ConstantCost(msgspec.Struct, frozen=True):
 
     def rows(self, count: int) -> float:
         return self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """Another cost at the machine's speed of the moment: ``factor`` times as long."""
+
+    cost: Cost
+    factor: float
+
+    def step(self, shape: StepShape) -> float:
+        return self.factor * self.cost.step(shape)
+
+    def rows(self, count: int) -> float:
+        return self.factor * self.cost.rows(count)
 
 
 class CostTable(msgspec.Struct, frozen=True, kw_only=True):

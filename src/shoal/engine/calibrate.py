@@ -33,6 +33,8 @@ REPEATS, ENOUGH = 5, 0.4
 """A step is repeated so often, or until its repeats took so many seconds."""
 LARGEST = 0.15
 """Share of the budget that one step may take."""
+LOOK = 3.0
+"""Seconds that a look at the machine's speed of the moment may take."""
 ENDLESS = Constraint(kind="regex", value="(yes|no|maybe)*")
 PARAMS = {
     PLAIN: SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True),
@@ -91,6 +93,22 @@ def calibrate(
     return _Bench(executor, longest, token_bytes, budget, progress, clock).run(masks)
 
 
+def pace(
+    executor: Executor,
+    longest: int,
+    token_bytes: int,
+    table: CostTable,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds that steps take at this moment for each second that ``table`` says, from a few of them.
+
+    A machine that others use too is faster at one time than at another, and all kinds of steps share that.
+    Arguments and errors are those of ``calibrate``.
+    """
+    return _Bench(executor, longest, token_bytes, LOOK, lambda what, share: None, clock).pace(table)
+
+
 class _Bench:
     """One calibration on its way."""
 
@@ -107,6 +125,7 @@ class _Bench:
         self.longest = self.depth = longest
         self.most_runs = executor.pages * executor.page_size
         self.budget = budget
+        self.enough = ENOUGH * min(1.0, budget / BUDGET)
         self.progress = progress
         self.clock = clock
         self.began = clock()
@@ -127,6 +146,16 @@ class _Bench:
         emits = [n for n in EMITS if n <= max(shape.emits for shape, _ in self.found)]
         table = fit(self.found, reached, emits)
         return Calibration(self.found, table, self.clock() - self.began)
+
+    def pace(self, table: CostTable) -> float:
+        self.enough = LOOK / 4
+        self._touch()
+        rows = max(n for n in ROWS if n == 1 or (n <= min(self.depth, 256) and table.rows(n) < LOOK / 8))
+        deep = min(self.depth - 1, 1000)
+        self._choices(
+            PLAIN, [[Stretch(0, rows)], _chunk(rows, deep), _next_tokens(8, [deep // 2]), [Stretch(0, rows)]]
+        )
+        return median(took / table.step(shape) for shape, took in self.found)
 
     def _touch(self) -> None:
         """Write something finite into the pages that will be read, so that reading them is reading memory."""
@@ -202,7 +231,7 @@ class _Bench:
     def _guess(self, probe: Probe) -> float:
         """About what a step will take, by its rows."""
         rows = sum(stretch.rows for stretch in probe)
-        prompts = sorted((shape.rows, took) for shape, took in self.found if shape.runs == 1)
+        prompts = sorted((shape.rows, took) for shape, took in self.found if shape.runs == 1) or [(1, 0.0)]
         return 1.5 * float(np.interp(rows, [count for count, _ in prompts], [took for _, took in prompts]))
 
     def _affordable(self, seconds: float) -> bool:
@@ -215,7 +244,7 @@ class _Bench:
         plan = _plan(probe, self.executor.page_size, self.pages, self._next())
         first = self._submit(plan)
         took: list[float] = []
-        while len(took) < repeats and sum(took) + first < ENOUGH * self.budget / BUDGET:
+        while len(took) < repeats and sum(took) + first < self.enough:
             took.append(self._submit(plan))
         choice = np.full(plan.run_count, kind, dtype=np.int32)
         self.found.append((shape_of(plan, choice), median(took or [first])))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shoal.core.cost import Cost, CostTable
+from shoal.core.cost import Cost, CostTable, Paced
 from shoal.core.errors import InternalError, OperatorError
+from shoal.core.executor import Executor
 from shoal.engine.build import Prepared, assemble, step_rows
-from shoal.engine.calibrate import BUDGET, Calibration, Progress, calibrate
+from shoal.engine.calibrate import BUDGET, Calibration, Progress, calibrate, pace
 from shoal.engine.calibration import save
 from shoal.engine.model import StoredModel
 
@@ -44,6 +45,7 @@ def cost_for(
     start: Callable[[Prepared], Engine],
     tokens: int | None,
     *,
+    about_to_run: bool = False,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda what, share: None,
     budget: float = BUDGET,
@@ -53,15 +55,19 @@ def cost_for(
     Args:
         start: loads the engine (``shoal.engine.build.start``); called only if steps are to be measured.
         tokens: that will be computed; None measures whatever the work.
+        about_to_run: the engine will be loaded anyway, so a long job is told at the machine's speed of the
+            moment: a few steps are measured again.
         say: told, once, that steps are measured, or why they could not be kept.
         progress: see ``shoal.engine.calibrate``; it may raise to stop at once.
     """
     if prepared.architecture is None:
         return Costed(prepared, NULL_COST)
-    if prepared.cost is not None:
+    short = tokens is not None and guess(prepared, tokens) < WORTH
+    if short or (prepared.cost is not None and not about_to_run):
         return Costed(prepared, prepared.cost)
-    if tokens is not None and guess(prepared, tokens) < WORTH:
-        return Costed(prepared, None)
+    if isinstance(prepared.cost, CostTable):
+        progress("measuring again", 0.0)
+        return paced(prepared, start(prepared), prepared.cost)
     say(f"measuring what steps cost here, once for this model and machine (about {budget:.0f} s)")
     engine = start(prepared)
     found = measure(prepared, engine, progress=progress, budget=budget)
@@ -94,19 +100,35 @@ def measure(
     Raises:
         InternalError: the engine has work, or a step failed.
     """
-    if not engine.idle or prepared.architecture is None:
-        raise InternalError("only an idle engine with a model can be calibrated")
-    model = prepared.model
-    item = 2 if prepared.dtype == "bfloat16" else 4
     return calibrate(
-        engine.executor,
-        model.max_model_len,
-        prepared.architecture.kv_bytes_per_token(item),
+        *_measurable(prepared, engine),
         budget=budget,
-        masks=_has_masks(model),
+        masks=_has_masks(prepared.model),
         progress=progress,
         clock=clock,
     )
+
+
+def paced(
+    prepared: Prepared, engine: Engine, table: CostTable, clock: Callable[[], float] = time.perf_counter
+) -> Costed:
+    """``table`` at the speed of the moment. Decisions are still taken by the table itself, so that they are
+    the same at any speed.
+
+    Raises:
+        InternalError: as ``measure``.
+    """
+    factor = pace(*_measurable(prepared, engine), table, clock=clock)
+    fresh = assemble(prepared.config, engine.executor, prepared.model, table)
+    return Costed(prepared, Paced(table, factor), fresh)
+
+
+def _measurable(prepared: Prepared, engine: Engine) -> tuple[Executor, int, int]:
+    """Executor, tokens of the longest sequence, and bytes of a token's K/V."""
+    if not engine.idle or prepared.architecture is None:
+        raise InternalError("only an idle engine with a model can be calibrated")
+    item = 2 if prepared.dtype == "bfloat16" else 4
+    return engine.executor, prepared.model.max_model_len, prepared.architecture.kv_bytes_per_token(item)
 
 
 def keep(prepared: Prepared, found: Calibration) -> str:
