@@ -93,9 +93,17 @@ class Planner:
         return Course(windows), figures
 
     def cost(
-        self, start: Callable[[Prepared], Engine], planned: Planned, watcher: Watcher, stopping: Stopping
+        self,
+        start: Callable[[Prepared], Engine],
+        planned: Planned,
+        watcher: Watcher,
+        stopping: Stopping,
+        about_to_run: bool = False,
     ) -> Costed:
         """What steps cost here; measured now, on an engine that is loaded for it, where the job is worth it.
+
+        Args:
+            about_to_run: the engine is needed anyway.
 
         Raises:
             OperatorError: the engine cannot be loaded.
@@ -108,7 +116,9 @@ class Planner:
                 raise Interrupted
 
         tokens = planned.computed + planned.answer_tokens
-        return cost_for(self.prepared, start, tokens, say=watcher.say, progress=progress)
+        return cost_for(
+            self.prepared, start, tokens, about_to_run=about_to_run, say=watcher.say, progress=progress
+        )
 
     def predict(
         self,

@@ -109,7 +109,7 @@ class _Run(Session):
             course, planned = planner.plan(spool, done, self._watcher, self._stopping)
         try:
             with self._timed("measuring steps, where that was not done before"):
-                costed = planner.cost(start, planned, self._watcher, self._stopping)
+                costed = planner.cost(start, planned, self._watcher, self._stopping, about_to_run=True)
             if costed.cost is not None:
                 with self._timed("planning"):
                     planner.predict(costed, spool, course, planned, self._stopping)
