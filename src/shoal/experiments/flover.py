@@ -44,7 +44,7 @@ PAPER = (557, 748, 1537, 2621, 10694)
 """Steps of the paper's one draw at each gap."""
 REFERENCE = ((568, 9), (787, 48), (1883, 238), (3246, 469), (9890, 939))
 """Mean and standard deviation of an independent simulation of the same process."""
-DRAWS = 4000
+DRAWS = 2000
 COUNTS = (1, 2, 4, 8, 16, 32)
 PAPER_CURVE = (1.0, 1.9, 3.0, 3.9, 7.5, 16.7)
 """Throughput over FasterTransformer with so many requests, LLaMA 65B."""
@@ -166,7 +166,7 @@ def _least_moves(trial: Trial, findings: Findings) -> None:
 def _static(trial: Trial, findings: Findings) -> None:
     """A queue, and a stream at which half the places are used; answers of uniform length."""
     rng = np.random.default_rng([trial.seed, 3])
-    most, count = (96, 128) if trial.quick else (TOKENS, 192)
+    most, count = (64, 128) if trial.quick else (TOKENS, 192)
     lengths = rng.integers(1, most + 1, count)
     items = [request(f"r{i}", rng.integers(1, 99, PROMPT), int(n)) for i, n in enumerate(lengths)]
     apart = STEP * (most + 1) / 2 / (REQUESTS / 2)
@@ -207,7 +207,7 @@ def _static(trial: Trial, findings: Findings) -> None:
 def _invariants(trial: Trial, findings: Findings) -> None:
     """Prompts of several chunks, answers of any length, a stream that fills all places now and then."""
     rng = np.random.default_rng([trial.seed, 4])
-    count = 40 if trial.quick else 200
+    count = 28 if trial.quick else 200
     items = [
         request(f"r{i}", rng.integers(1, 99, rng.integers(1, 60)), int(rng.integers(1, 50)))
         for i in range(count)

@@ -12,6 +12,7 @@ import msgspec
 from shoal.core.config import NULL_MODEL, EngineConfig
 from shoal.core.cost import StepShape
 from shoal.core.policy import Admission
+from shoal.engine import machine
 from shoal.engine.build import assemble, prepare
 from shoal.engine.engine import Engine
 from shoal.engine.model import TextModel
@@ -85,6 +86,7 @@ class Real:
     """
 
     def __init__(self, folder: Path, shape: dict[str, Any], trial: Trial) -> None:
+        machine.calm_threads()
         from shoal.engine.tensors.start import model_executor
 
         (folder / "config.json").write_text(json.dumps(shape))
@@ -95,6 +97,8 @@ class Real:
             layout="slots",
             max_model_len=256,
             max_num_seqs=REQUESTS,
+            # Handing a small product to a second thread costs more than the product.
+            threads=1 if shape is SMALL else None,
             record_margins=shape is SMALL,
             seed=trial.seed % 2**32,
         )
