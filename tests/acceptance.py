@@ -91,7 +91,7 @@ TABLES = {
             for system in SYSTEMS
             for seed in "012"
         ),
-        Row("the plan is honest", (sys.executable, "benchmarks/predict.py"), r"ratio \d|at worst", test=False),
+        Row("the plan is honest", (sys.executable, "benchmarks/predict.py"), r"ratio|at worst", test=False),
         Row("it scales", tests("tests/reuse/test_scale.py", "tests/jobs/test_plan_scale.py")),
         Row("a user's view", tests("tests/cli/test_plan.py", "tests/jobs/report")),
         Row(
