@@ -13,7 +13,8 @@ from shoal.jobs.spool import NOBODY, Spool, SpoolRow
 from shoal.reuse.planning import JobPlan
 
 I32 = npt.NDArray[np.int32]
-CHUNK = 1 << 16
+CHUNK, TURNS = 1 << 16, 1 << 10
+"""Rows looked at, and turns made into Python numbers, at a time."""
 
 
 class Turn(NamedTuple):
@@ -46,8 +47,8 @@ class Course:
         """From the turn number ``first`` on."""
         for number, (rows, plan) in enumerate(self.windows):
             node = -2
-            for start in range(first, len(rows), CHUNK):
-                for place in plan.order[start : start + CHUNK].tolist():
+            for start in range(first, len(rows), TURNS):
+                for place in plan.order[start : start + TURNS].tolist():
                     if plan.node[place] != node:
                         node = plan.node[place]
                         path = plan.path(place)
