@@ -43,3 +43,12 @@ def test_rows_that_end_in_bursts_do_not_bend_the_time_left():
     for second in range(1, 60):
         display._take(Status(rows=90, done=10), float(second))
     assert display._figures(Status(rows=90, done=50), 60.0)["left"] == "1:00"
+
+
+def test_preparing_says_how_fast_and_how_long(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("shoal.cli.display.time.monotonic", lambda: now[0])
+    display = Panel()
+    assert display._prepared(0, 900, 0, 0, 0) == "0 rows · 0 bad"
+    now[0] += 10.0
+    assert display._prepared(300, 900, 5, 1, 7_000_000) == "5 rows · 1 bad · 0.70 M tokens/s · 20.0 s left"
