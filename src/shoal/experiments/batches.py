@@ -53,6 +53,13 @@ class Batch:
         hashes.add(np.concatenate(self.prompts), length)
         return forest_of(hashes, length, self.answers, ones, ones == 0)
 
+    def shuffled(self, rng: np.random.Generator) -> Batch:
+        """The same prompts in another order."""
+        order = rng.permutation(len(self.prompts))
+        place = np.argsort(order)
+        examples = tuple(int(place[row]) for row in self.examples)
+        return Batch([self.prompts[i] for i in order], self.answers[order], self.common, examples)
+
     def need(self) -> int:
         """Pages of all requests side by side, each shared prefix counted once."""
         alone = sum(-(-(len(p) + int(a)) // PAGE_SIZE) for p, a in zip(self.prompts, self.answers))
