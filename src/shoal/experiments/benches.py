@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from shoal.engine.engine import Engine
 from shoal.engine.null_model import NullModel
 from shoal.engine.priced import JumpingClock, PricedExecutor
 from shoal.experiments.claims import Findings
-from shoal.experiments.serving import Arrival, Clock, Noting, Served, WallClock, serve
+from shoal.experiments.serving import F64, Arrival, Clock, Noting, Served, WallClock, serve
 
 LONGEST = 2304
 PAGE_SIZE = 16
@@ -161,12 +162,23 @@ def request(name: str, prompt: Any, answer: int) -> Request:
 
 def chat(rng: np.random.Generator, count: int, *, prompt: float, answer: float, most: int) -> list[Request]:
     """Log-normal lengths with these medians; prompts are spread as in the paper's chat trace, whose 90th
-    percentile is 3.3 times its median."""
-    prompts = np.clip(np.rint(prompt * np.exp(0.93 * rng.standard_normal(count))), 4, most)
-    answers = np.clip(np.rint(answer * np.exp(0.5 * rng.standard_normal(count))), 2, 4 * answer)
+    percentile is 3.3 times its median. Lengths are quantiles at equal distances; their order is random."""
+    prompts = np.clip(np.rint(prompt * np.exp(0.93 * _normal(rng, count))), 4, most)
+    answers = np.clip(np.rint(answer * np.exp(0.5 * _normal(rng, count))), 2, 4 * answer)
     return [
         request(f"r{i}", rng.integers(1, VOCABULARY, int(prompts[i])), int(answers[i])) for i in range(count)
     ]
+
+
+def waits(rng: np.random.Generator, count: int) -> F64:
+    """Waits between arrivals at random, mean about 1: quantiles of the exponential distribution at equal
+    distances, in random order."""
+    return rng.permutation(-np.log(1 - (np.arange(count) + 0.5) / count))
+
+
+def _normal(rng: np.random.Generator, count: int) -> F64:
+    """Quantiles of the normal distribution at equal distances, in random order."""
+    return rng.permutation([NormalDist().inv_cdf((i + 0.5) / count) for i in range(count)])
 
 
 def median(values: list[float]) -> float:

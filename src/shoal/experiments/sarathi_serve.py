@@ -36,6 +36,7 @@ from shoal.experiments.benches import (
     request,
     simulated,
     simulated_engine,
+    waits,
 )
 from shoal.experiments.claims import Findings, Trial
 from shoal.experiments.serving import Arrival, Served, differing, percentile, serve
@@ -173,8 +174,8 @@ def _trade_off(bench: Bench, rng: np.random.Generator, findings: Findings) -> Cu
     runs = bench.runs(policies, [Arrival(item) for item in items], findings)
     curve: Curve = {}
     for tau, served in zip(TAUS, runs.values(), strict=True):
-        waits = [percentile(each.gaps()[1], 99) for each in served]
-        curve[tau] = median([each.seconds for each in served]), median(waits)
+        longest = [percentile(each.gaps()[1], 99) for each in served]
+        curve[tau] = median([each.seconds for each in served]), median(longest)
     rates = {tau: tau / bench.cost.rows(tau) for tau in TAUS}
     knee = next(tau for tau in TAUS if rates[tau] >= 0.85 * max(rates.values()))
     (slow, short), (fast, long) = curve[TAUS[0]], curve[TAUS[-1]]
@@ -205,11 +206,11 @@ def _same_answers(runs: dict[str, list[Served]], findings: Findings) -> None:
 
 
 def _ablation(bench: Bench, rng: np.random.Generator, findings: Findings) -> None:
-    """Requests arrive at random, at half of what steps of tau rows could take."""
-    items = chat(rng, int(80 * bench.share), prompt=216.0, answer=52.0, most=1024)
+    """Requests arrive at random, at six tenths of what steps of tau rows could take."""
+    items = chat(rng, int(120 * bench.share), prompt=216.0, answer=52.0, most=1024)
     rows = sum(len(item.prompt) + (item.params.max_tokens or 0) for item in items)
-    mean = rows / len(items) * bench.cost.rows(TAU) / TAU / 0.5
-    times = np.cumsum(rng.exponential(mean, len(items))).tolist()
+    mean = rows / len(items) * bench.cost.rows(TAU) / TAU / 0.6
+    times = np.cumsum(mean * waits(rng, len(items))).tolist()
     arrivals = [Arrival(item, at) for item, at in zip(items, times, strict=True)]
     policies: dict[str, Admission] = {
         "hybrid steps alone": SarathiServe(rows=max(len(item.prompt) for item in items)),
