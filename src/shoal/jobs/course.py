@@ -27,8 +27,11 @@ class Turn(NamedTuple):
 
 
 class Course:
-    """Windows of rows, one after the other. Rows of different windows share nothing, so that what a plan says
-    of each holds whatever the cache still has of the one before.
+    """Windows of rows, one after the other.
+
+    Where all that rows share is planned, they share nothing else: with no row of another window, nor with an
+    answer that happens to go on like a longer prompt. What the plan says is then what is computed, to the
+    token, and no time goes into listing pages that nobody comes for.
 
     Args:
         windows: (spool rows of the window, shape (m,), and the plan over them).
@@ -47,14 +50,22 @@ class Course:
         """From the turn number ``first`` on."""
         for number, (rows, plan) in enumerate(self.windows):
             node = -2
+            path: tuple[SharedPrefix, ...] = ()
+            shared: int | None = None
             for start in range(first, len(rows), TURNS):
                 for place in plan.order[start : start + TURNS].tolist():
                     if plan.node[place] != node:
-                        node = plan.node[place]
-                        path = plan.path(place)
+                        node, path = int(plan.node[place]), plan.path(place)
+                        shared = _shared(plan, node, plan.shared(place))
                     domain = number if plan.nested else plan.domain(place)
-                    yield Turn(int(rows[place]), domain, plan.shared(place), path)
+                    yield Turn(int(rows[place]), domain, shared, path)
             first = max(0, first - len(rows))
+
+
+def _shared(plan: JobPlan, node: int, otherwise: int | None) -> int | None:
+    if not (plan.nested and plan.pinned):
+        return otherwise
+    return int(plan.depth[node]) if node >= 0 else 0
 
 
 def request_of(row: SpoolRow, params: SamplingParams, turn: Turn, end_ids: tuple[int, ...]) -> Request:
