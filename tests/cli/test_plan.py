@@ -113,7 +113,10 @@ def test_bad_rows(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 bad" in told
     assert f"line {ROWS + 2}: " in told
     assert shoal("plan", source, "--strict") == 2
-    assert "--strict" in capsys.readouterr().err
+    assert f"line {ROWS + 2}: " in capsys.readouterr().out
+    output = source.with_name("out.jsonl")
+    assert shoal("plan", source, "--strict", "-o", str(output)) == 2
+    assert f"{output}.quarantine.jsonl: 1 of 62 rows are bad" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from shoal.cli.flags import FILE, engine_flags, input_flags, sampling_flags
-from shoal.jobs.ending import ANSWERED
+from shoal.jobs.ending import ANSWERED, REFUSED
 
 if TYPE_CHECKING:
     pass
@@ -52,8 +52,10 @@ def plan(**flags: Any) -> int:
     """
     from shoal.cli.start import plan_with
 
+    # Without OUT there is no quarantine file to be referred to: the screen itself lists bad rows.
+    strict = flags["strict"] and flags["output"] is None
     with _output(flags["output"]) as output:
-        found = plan_with({**flags, "output": output})
+        found = plan_with({**flags, "output": output, "strict": flags["strict"] and not strict})
         if found is None:
             click.echo("This job is finished already; nothing is left to plan.", err=True)
             if flags["machine"]:
@@ -65,7 +67,7 @@ def plan(**flags: Any) -> int:
             from shoal.cli.outlook import show
 
             show(found, flags["output"])
-        return found.exit_code
+        return REFUSED if strict and found.bad else found.exit_code
 
 
 @contextmanager
