@@ -48,6 +48,9 @@ def _broken(text: str, width: int, name: str = "") -> list[str]:
 def _sentences(found: Outlook) -> Iterator[tuple[str, str]]:
     plan = found.plan
     yield "rows", _rows(found)
+    if not plan.rows:
+        yield "plan", words.reason(plan)
+        return
     yield "prompts", words.prompts(plan)
     yield "answers", words.answers(plan)
     yield "memory", words.memory(plan, found.token_bytes)

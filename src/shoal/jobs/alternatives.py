@@ -58,10 +58,14 @@ class Alternatives:
             self._policies[name] = policy
         self._totals = dict.fromkeys(PLANNED, 0)
 
+    def _is_chosen(self, policy: Reuse) -> bool:
+        """Whatever its parameters: the plan's own figures stand for it."""
+        return type(policy) is type(self._planner.reuse)
+
     def look(self, forest: ForestView) -> None:
         """One more window of rows."""
         for name, policy in self._policies.items():
-            if policy != self._planner.reuse:
+            if not self._is_chosen(policy):
                 self._totals[name] += make_plan(policy, forest).total
 
     def table(
@@ -86,7 +90,7 @@ class Alternatives:
             tokens = self._rehearsed(reuse, cost, spool, done, planned, watcher)
             found.append(Alternative(name=name, how=REHEARSED if tokens else UNKNOWN, tokens=tokens))
         for name, policy in self._policies.items():
-            chosen = policy == self._planner.reuse
+            chosen = self._is_chosen(policy)
             tokens = planned.computed if chosen else self._totals[name]
             found.append(Alternative(name=name, how=EXACT, tokens=tokens, chosen=chosen))
         if not any(row.chosen for row in found):
