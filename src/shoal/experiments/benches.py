@@ -17,6 +17,7 @@ from shoal.core.config import NULL_MODEL, EngineConfig
 from shoal.core.cost import Cost, CostTable
 from shoal.core.policy import Admission
 from shoal.core.request import Request, SamplingParams
+from shoal.engine import machine
 from shoal.engine.build import assemble, prepare
 from shoal.engine.calibrate import calibrate
 from shoal.engine.engine import Engine
@@ -123,6 +124,7 @@ def on_this_machine(folder: Path, findings: Findings) -> Bench:
     Args:
         folder: an empty one, for the model's configuration.
     """
+    machine.calm_threads()
     from shoal.engine.tensors.start import model_executor
 
     (folder / "config.json").write_text(json.dumps(LLAMA))
@@ -148,7 +150,7 @@ def on_this_machine(folder: Path, findings: Findings) -> Bench:
         chosen = msgspec.structs.replace(config, admission=admission)
         return assemble(chosen, Noting(executor), prepared.model), WallClock()
 
-    return Bench("here", engine, cost, findings.clocked, repeats=3, share=0.3, noise=0.1)
+    return Bench("here", engine, cost, findings.clocked, repeats=3, share=0.25, noise=0.1)
 
 
 def request(name: str, prompt: Any, answer: int) -> Request:
