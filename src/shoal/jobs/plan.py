@@ -30,8 +30,8 @@ from shoal.reuse.tree import Tree
 if TYPE_CHECKING:
     from shoal.engine.engine import Engine
 
-BUDGET = 5.0
-"""Seconds that a dry run may take, about."""
+BUDGET, NULL_BUDGET = 5.0, 1.0
+"""Seconds that a dry run may take, about; of the null model, whose steps are not worth foretelling, fewer."""
 Look = Callable[[ForestView], None]
 
 
@@ -127,7 +127,7 @@ class Planner:
         course: Course,
         planned: Planned,
         stopping: Stopping,
-        budget: float = BUDGET,
+        budget: float | None = None,
     ) -> None:
         """Add to ``planned`` what a dry run of its course says, in about ``budget`` seconds.
 
@@ -135,6 +135,8 @@ class Planner:
             OperatorError: the spool cannot be read.
             Interrupted: asked to stop.
         """
+        if budget is None:
+            budget = NULL_BUDGET if costed.prepared.architecture is None else BUDGET
         found = rehearse(costed, spool, course, planned, self.lengths, stopping, budget)
         planned.seconds = found.seconds
         planned.peak_pages = found.peak_pages
