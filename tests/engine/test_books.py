@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shoal.core.policy import Retention
+from shoal.core.policy import Admission, Budget, Retention
 from shoal.core.request import FinishReason, SharedPrefix
 from tests.engine.harness import drain, expected, null_engine, request
 from tests.sizes import size
@@ -24,6 +24,33 @@ class Forgetful(Retention):
         return np.where(view.wanted > 0, np.inf, -np.inf)
 
 
+class Whim(Admission):
+    """Any budget, and whoever it pleases."""
+
+    def bind(self, cost, rng):
+        self.rng = rng
+
+    def budget(self, load):
+        return Budget(*self.rng.integers(0, 20, 3).tolist())
+
+    def enters(self, load, newcomer):
+        return bool(self.rng.integers(2))
+
+
+@st.composite
+def admissions(draw):
+    rows = draw(st.integers(1, 40))
+    chunk, batch = draw(st.integers(0, 20)), draw(st.integers(1, 9))
+    names = (
+        f"sarathi-serve:rows={rows},chunk={chunk}",
+        f"alternating:rows={rows}",
+        f"prefill-first:rows={rows}",
+        f"whole-prompt:batch={batch}",
+        f"static:batch={batch}",
+    )
+    return draw(st.sampled_from([names[0], *names, Whim()]))
+
+
 @st.composite
 def scenarios(draw):
     page_size = draw(st.sampled_from([1, 2, 4, 8]))
@@ -35,7 +62,7 @@ def scenarios(draw):
             "pages": smallest + draw(st.integers(0, 3 * smallest)),
             "max_length": longest,
             "max_running": draw(st.integers(1, 9)),
-            "admission": f"sarathi-serve:rows={draw(st.integers(1, 40))},chunk={draw(st.integers(0, 20))}",
+            "admission": draw(admissions()),
             "order": draw(st.sampled_from(["fcfs", "shortest"])),
             "reuse": draw(st.booleans()),
             "retention": draw(st.sampled_from(["lru", "planned", Forgetful()])),

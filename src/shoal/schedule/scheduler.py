@@ -350,8 +350,9 @@ class Scheduler:
             if slot is None:
                 break
             company = len(self.running) + len(entered)
-            at_hand = replace(load, entered=len(entered), growth=growth, granted=budget.rows - left)
-            hits = self._welcome(slot, at_hand, company)
+            if self._asks_entry:
+                load = replace(load, entered=len(entered), growth=growth, granted=budget.rows - left)
+            hits = self._welcome(slot, load, company)
             if hits is None:
                 passed.append(slot)
                 break
@@ -362,7 +363,8 @@ class Scheduler:
                 continue
             self.table.skipped[passed] += 1
             count = self._enter(slot, hits, min(left, budget.chunk), now)
-            growth += views.growth(self.table, self.memory, np.array([slot]))
+            if self._asks_entry:
+                growth += views.growth(self.table, self.memory, np.array([slot]))
             entered.append(slot)
             granted.append(count)
             left -= count
