@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import pytest
 
 from shoal.core import policies
 from shoal.core.policy import SEAMS
 from shoal.experiments import pages, registry
 from shoal.experiments.claims import Findings, Outcome, Trial
+from shoal.experiments.picture import LARGEST
 from tests.experiments import fake
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,7 +49,7 @@ def test_results_show_every_claim_table_and_the_picture():
     assert lines[0] == pages.RESULTS
     assert lines[2].startswith("`shoal reproduce fake --seed 5`, shoal ")
     assert "| steps are few | 2,400 steps | 1,200 steps | <= 1,500 steps | counted | pass |" in lines
-    assert "| it is quick at scale |  |  |  | counted | needs simulate |" in lines
+    assert "| it is quick at scale |  |  |  |  | needs simulate |" in lines
     assert "![fake: the picture of this run](fake.svg)" in lines
     assert lines[-2:] == ["| ones | 2,400 | 1 |", "| twos | 1,200 | 0.5 |"]
 
@@ -71,3 +75,20 @@ def test_renewing_a_page_keeps_its_results(tmp_path, monkeypatch):
     page.unlink()
     pages.renew(tmp_path)
     assert page.read_text() == pages.static_part("sarathi-serve")
+
+
+def test_the_index_says_what_the_docstrings_say():
+    assert (DOCS / "policies.md").read_text(encoding="utf-8") == pages.index(), "run make pages"
+
+
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_every_page_says_what_the_docstrings_say_and_what_was_reproduced(name):
+    page = (DOCS / "systems" / f"{name}.md").read_text(encoding="utf-8")
+    static, heading, found = page.partition(f"\n{pages.RESULTS}\n")
+    assert static == pages.static_part(name), "run make pages"
+    assert heading
+    assert "| pass |" in found
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", found)
+    assert pictures
+    for picture in pictures:
+        assert 0 < (DOCS / "systems" / picture).stat().st_size < LARGEST

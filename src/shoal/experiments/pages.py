@@ -63,7 +63,10 @@ def static_part(name: str) -> str:
 
 def results(outcome: Outcome, drawn: Path | None) -> str:
     """What a run found, the picture included."""
-    rows = [(*text.cells(claim)[:4], claim.kind, text.verdict(claim)) for claim in outcome.claims]
+    rows = [
+        (*text.cells(claim)[:4], "" if claim.needs else claim.kind, text.verdict(claim))
+        for claim in outcome.claims
+    ]
     flags = f" --seed {outcome.trial.seed}" + (" --quick" if outcome.trial.quick else "")
     parts = [
         RESULTS,
