@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -103,3 +105,13 @@ def test_a_prefix_stays_while_somebody_will_come_for_it_and_no_longer():
     wanted = np.array([2, 0, 1], dtype=np.int32)
     worth = BatchLLM().worth(PageView(0.0, column, column, column.astype(float), column, wanted))
     assert worth.tolist() == [np.inf, -np.inf, np.inf]
+
+
+@pytest.mark.parametrize(("seam", "name"), EVERY)
+def test_a_wrong_guess_of_answers_changes_the_order_alone(seam, name):
+    rng = np.random.default_rng(5)
+    _, view = random_job(rng, 50)
+    guessed = dataclasses.replace(view, answer=rng.integers(1, 5000, 50).astype(np.int32))
+    known, wrong = make_plan(make(seam, name), view), make_plan(make(seam, name), guessed)
+    assert known.total == wrong.total
+    assert np.array_equal(known.node, wrong.node)
