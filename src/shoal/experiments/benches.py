@@ -46,17 +46,17 @@ MACHINE = CostTable(
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": 384,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }
-"""11 million weights: one row is bound by overhead and memory, a thousand rows take many times as long."""
+"""Four million weights: one row is bound by overhead, a thousand rows take many times as long."""
 
 
 @dataclass(frozen=True, slots=True)
