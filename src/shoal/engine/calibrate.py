@@ -181,6 +181,8 @@ class _Bench:
         """The other steps by the way their rows choose, most telling first."""
         deep = min(self.depth - 1, 1000)
         middle, near = deep // 2, min(self.depth - 1, 48)
+        # Sequences of one length are read together, those of many lengths in many small products.
+        spread = range(near, deep, max(1, (deep - near) // 8))
         prompts_and_tokens = _next_tokens(24, range(near, deep, max(1, deep // 24)))
         prompts_and_tokens += _chunk(min(256, most), middle)
         yield (
@@ -188,7 +190,7 @@ class _Bench:
             [
                 _next_tokens(32, [middle]),
                 _chunk(min(128, most), deep),
-                _next_tokens(8, [deep]),
+                _next_tokens(8, spread),
                 _next_tokens(8, [near]),
             ],
         )
@@ -203,11 +205,12 @@ class _Bench:
                 _next_tokens(64, [near]),
                 _next_tokens(1, [middle]),
                 _next_tokens(128, [near]),
-                _next_tokens(64, range(near, deep, max(1, deep // 64))),
+                _next_tokens(24, spread),
+                _next_tokens(8, [deep]),
                 [Stretch(min(400, deep), min(24, most), True)] * 6,
                 [Stretch(0, min(32, most), True)] * 12,
                 _next_tokens(16, [deep], emits=False),
-                _next_tokens(4, [deep]),
+                _next_tokens(4, spread),
                 _next_tokens(2, [near]),
             ],
         )
