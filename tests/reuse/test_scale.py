@@ -16,7 +16,7 @@ from shoal.reuse.hashes import PageHashes
 from shoal.reuse.planning import make_plan
 
 def most():
-    """Megabytes at the peak, of this program alone: ru_maxrss would begin at what the parent had."""
+    # Of this program alone: ru_maxrss would begin at what its parent had.
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
 
