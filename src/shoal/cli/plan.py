@@ -6,16 +6,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
 
 from shoal.cli.flags import FILE, engine_flags, input_flags, sampling_flags
 from shoal.jobs.ending import ANSWERED, REFUSED
-
-if TYPE_CHECKING:
-    pass
 
 EPILOG = """\b
 Exit codes:
