@@ -16,6 +16,7 @@ from shoal.engine.build import assemble
 from shoal.engine.engine import Engine
 from shoal.engine.null_model import NullModel
 from shoal.engine.priced import JumpingClock, PricedExecutor, step
+from shoal.experiments.benches import VOCABULARY
 from shoal.memory.kv import KVMemory
 from shoal.memory.prefix import ROOT
 from shoal.reuse.forest import forest_of
@@ -24,7 +25,6 @@ from shoal.reuse.hashes import PageHashes
 from shoal.reuse.planning import JobPlan, make_plan
 
 PAGE_SIZE = 16
-VOCABULARY = 2048
 LONGEST = 512
 I32 = npt.NDArray[np.int32]
 

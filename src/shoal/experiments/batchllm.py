@@ -33,7 +33,6 @@ from shoal.engine.build import assemble, prepare
 from shoal.experiments.batches import (
     LONGEST,
     PAGE_SIZE,
-    VOCABULARY,
     Batch,
     Ran,
     Way,
@@ -41,6 +40,7 @@ from shoal.experiments.batches import (
     requests,
     simulate,
 )
+from shoal.experiments.benches import LLAMA as SMALL_LLAMA
 from shoal.experiments.claims import Findings, Trial
 from shoal.experiments.serving import Arrival, Noting, Served, WallClock, differing, serve
 from shoal.reuse.arrival import Arrival as AsTheyCome
@@ -69,18 +69,8 @@ MACHINE = CostTable(
     pair=2e-8,
 )
 """Simulated: 3 ms to read the weights, 0.2 ms of arithmetic a row, whichever is longer, without a corner."""
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
+LLAMA = SMALL_LLAMA | {
     "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
     # Wide enough that the two best logits seldom lie close together.
     "initializer_range": 0.12,
 }
