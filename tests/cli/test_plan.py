@@ -125,7 +125,7 @@ def test_bad_rows(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--prefix-reuse", "off"], "rows share nothing"),
         (["--policy", "flover"], "rows share nothing"),
         (["--policy", "batchllm"], "→ one level, batchllm"),
-        (["--reuse", "arrival"], "→ Arrival"),
+        (["--reuse", "arrival"], "→ arrival"),
         (["--expected-tokens", "2"], "about 120 tokens"),
         (["--limit", "1"], "no two prompts begin alike"),
     ],

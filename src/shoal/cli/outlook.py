@@ -55,7 +55,7 @@ def _sentences(found: Outlook) -> Iterator[tuple[str, str]]:
     yield "answers", words.answers(plan)
     yield "memory", words.memory(plan, found.token_bytes)
     yield "time", _time(found)
-    yield "policy", f"{words.policy_name(plan)}: {words.reason(plan)}"
+    yield "policy", f"{plan.policy}: {words.reason(plan)}"
     if plan.windows > 1:
         yield "parts", f"{plan.windows}, one after the other: too many rows to plan at once"
 

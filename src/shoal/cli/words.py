@@ -19,11 +19,6 @@ def plural(count: int, one: str) -> str:
     return f"{count:,} {one}{'' if count == 1 else 's' if one[-2:] not in ('ix', 'ss') else 'es'}"
 
 
-def policy_name(plan: Planned) -> str:
-    """``ForestOrder(reorder=True)`` is long; its class says what it is."""
-    return plan.policy.partition("(")[0]
-
-
 def computed(plan: Planned) -> str:
     """The prompt tokens to compute, with how sure that is."""
     return ("" if plan.exact else "about " if plan.rehearsed else "at least ") + f"{plan.computed:,}"

@@ -138,6 +138,22 @@ def make(seam: str, specification: str | Policy) -> Policy:
     return kind(**values)
 
 
+def specification(policy: Policy) -> str:
+    """What one writes to get this policy: its name and the parameters that are not at their default. Where no
+    registry lists its class, the class stands for the name."""
+    kind, known = type(policy), policy.parameters()
+    home = f"{kind.__module__}:{kind.__qualname__}"
+    listed = (registry(seam).name_of(home) for seam in (*SEAMS, "policy"))
+    name = next(filter(None, listed), kind.__qualname__)
+    values = {key: getattr(policy, key) for key in known}
+    written = [
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in values.items()
+        if value != known[key].default
+    ]
+    return f"{name}:{','.join(written)}" if written else name
+
+
 def _value(where: str, parameter: inspect.Parameter, text: str) -> object:
     kind, limits = parameter.annotation, None
     if typing.get_origin(kind) is typing.Annotated:

@@ -19,6 +19,10 @@ class Registry:
     def names(self) -> list[str]:
         return sorted(self._homes)
 
+    def name_of(self, home: str) -> str | None:
+        """The first name under which a part is listed, None if under none."""
+        return next((name for name in self.names() if self._homes[name] == home), None)
+
     def add(self, name: str, home: str) -> None:
         """Raises OperatorError if ``name`` is taken by another part."""
         if self._homes.get(name, home) != home:

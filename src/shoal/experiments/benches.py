@@ -137,6 +137,7 @@ def on_this_machine(folder: Path, findings: Findings) -> Bench:
         page_size=PAGE_SIZE,
         prefix_reuse=False,
         record_margins=True,
+        threads=1,
         seed=findings.trial.seed,
     )
     prepared = prepare(config)
@@ -150,7 +151,7 @@ def on_this_machine(folder: Path, findings: Findings) -> Bench:
         chosen = msgspec.structs.replace(config, admission=admission)
         return assemble(chosen, Noting(executor), prepared.model), WallClock()
 
-    return Bench("here", engine, cost, findings.clocked, repeats=3, share=0.12, noise=0.1)
+    return Bench("here", engine, cost, findings.clocked, repeats=3, share=0.25, noise=0.1)
 
 
 def request(name: str, prompt: Any, answer: int) -> Request:

@@ -26,6 +26,7 @@ import numpy as np
 
 from shoal.core.cost import Cost, StepShape
 from shoal.core.policy import Admission
+from shoal.core.request import Request
 from shoal.experiments.benches import (
     LONGEST,
     PAGE_SIZE,
@@ -208,9 +209,7 @@ def _same_answers(runs: dict[str, list[Served]], findings: Findings) -> None:
 def _ablation(bench: Bench, rng: np.random.Generator, findings: Findings) -> None:
     """Requests arrive at random, at six tenths of what steps of tau rows could take."""
     items = chat(rng, int(120 * bench.share), prompt=216.0, answer=52.0, most=1024)
-    rows = sum(len(item.prompt) + (item.params.max_tokens or 0) for item in items)
-    mean = rows / len(items) * bench.cost.rows(TAU) / TAU / 0.6
-    times = np.cumsum(mean * waits(rng, len(items))).tolist()
+    times = np.cumsum(_seconds_each(bench.cost, items) / 0.6 * waits(rng, len(items))).tolist()
     arrivals = [Arrival(item, at) for item, at in zip(items, times, strict=True)]
     policies: dict[str, Admission] = {
         "hybrid steps alone": SarathiServe(rows=max(len(item.prompt) for item in items)),
@@ -235,6 +234,18 @@ def _ablation(bench: Bench, rng: np.random.Generator, findings: Findings) -> Non
         ("policy", "P50 first token, ms", "P99 between tokens, ms", "total, s"),
         [(name, 1e3 * first[name], 1e3 * between[name], runs[name][0].seconds) for name in policies],
     )
+
+
+def _seconds_each(cost: Cost, items: list[Request]) -> float:
+    """Of the machine's time, what a request takes where every step has tau rows: prompt rows and next tokens
+    in the proportion in which the requests have them, next tokens halfway through their answers."""
+    prompt = float(np.mean([len(item.prompt) for item in items]))
+    answer = float(np.mean([item.params.max_tokens or 0 for item in items]))
+    emits = round(TAU * answer / (prompt + answer))
+    context = round(prompt + answer / 2)
+    pairs = emits * context + (TAU - emits) * round(prompt / 2)
+    shape = StepShape(TAU, emits + 1, emits, (emits + 1) * context, pairs)
+    return (prompt + answer) / TAU * cost.step(shape)
 
 
 def _draw(figure: Figure, stall: dict[str, Served], curve: Curve) -> None:

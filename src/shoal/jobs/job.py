@@ -113,7 +113,7 @@ class Planned(msgspec.Struct, kw_only=True):
     """What a plan says of the rows that are left to run.
 
     Attributes:
-        policy: the reuse policy, as it would be constructed.
+        policy: the reuse policy, as one would write it in a flag.
         shares: whether rows share K/V at all.
         exact: ``computed`` holds to the token unless somebody is preempted.
         rehearsed: where it is not exact, whether a dry run says so; otherwise it is what would be computed if

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.policies import make
+from shoal.core.policies import make, specification
 from shoal.core.policy import ForestView, PageView, Retention, Reuse
 from shoal.engine.build import Prepared, policies
 from shoal.engine.costs import Costed, cost_for
@@ -78,7 +78,7 @@ class Planner:
         """
         windows: list[tuple[npt.NDArray[np.int32], JobPlan]] = []
         figures = Planned(
-            policy=repr(self.reuse),
+            policy=specification(self.reuse),
             shares=self.shares,
             exact=True,
             pages=self.prepared.pages,
