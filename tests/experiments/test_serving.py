@@ -9,9 +9,9 @@ from shoal.core.cost import CostTable
 from shoal.core.plan import StepResult
 from shoal.core.policy import Budget
 from shoal.engine.priced import JumpingClock
-from shoal.experiments.benches import MACHINE, chat, request, simulated_engine, waits
+from shoal.experiments.benches import MACHINE, chat, request, simulated_engine
 from shoal.experiments.sarathi_serve import _reading
-from shoal.experiments.serving import Arrival, Noting, Served, WallClock, differing, serve
+from shoal.experiments.serving import Arrival, Noting, OnTableTime, Served, WallClock, differing, serve
 from shoal.schedule.admission.sarathi_serve import SarathiServe
 from tests.engine.harness import expected
 
@@ -60,6 +60,38 @@ def test_a_request_comes_at_its_step_or_its_second_and_idle_time_is_jumped_over(
     assert 50.0 <= wall() < 60.0, "time never runs backwards"
 
 
+def test_a_course_is_retimed_step_by_step_and_idle_time_stays():
+    engine, clock = simulated_engine(SarathiServe(rows=16))
+    items = [request(f"r{i}", [1, 2, 3 + i], 3) for i in range(2)]
+    served = serve(engine, clock, [Arrival(items[0]), Arrival(items[1], 100.0)])
+    slower = served.retimed([2 * (step.end - step.begin) for step in served.steps])
+    for name, at in served.times.items():
+        waited = [time - served.arrived[name] for time in at]
+        assert [time - slower.arrived[name] for time in slower.times[name]] == pytest.approx(
+            [2 * each for each in waited]
+        )
+    idle = served.steps[-3].begin - served.steps[-4].end
+    assert slower.steps[-3].begin - slower.steps[-4].end == pytest.approx(idle)
+    assert slower.gaps()[1] == pytest.approx(2 * served.gaps()[1])
+    # Who comes in the middle of a step comes in the middle of it still.
+    served.arrived["r1"] = (served.steps[0].begin + served.steps[0].end) / 2
+    took = [3 * (step.end - step.begin) for step in served.steps]
+    assert served.retimed(took).arrived["r1"] == pytest.approx(took[0] / 2)
+
+
+def test_on_table_time_a_step_takes_what_the_table_says_and_is_computed_all_the_same():
+    items = [request(f"r{i}", [1, 2, 3 + i], 4) for i in range(3)]
+    engine, clock = simulated_engine(SarathiServe(rows=16))
+    priced = serve(engine, clock, map(Arrival, items))
+    engine, _ = simulated_engine(SarathiServe(rows=16))
+    clock = JumpingClock()
+    engine.executor = OnTableTime(engine.executor, MACHINE, clock)
+    computed = serve(engine, clock, map(Arrival, items))
+    assert computed.times == priced.times
+    assert computed.tokens == priced.tokens
+    assert all(step.wall > 0 for step in computed.steps)
+
+
 def test_answers_that_part_are_counted_and_near_ties_excused():
     one = Served(tokens={"a": [1, 2], "b": [3, 4], "c": [5]}, margins={"a": [1, 1], "b": [1, 1e-6], "c": []})
     other = Served(tokens={"a": [1, 2], "b": [3, 5], "c": [6]}, margins={"a": [1, 1], "b": [1, 1], "c": []})
@@ -80,13 +112,12 @@ def test_margins_of_the_last_step_are_kept():
     assert noting.margins.tolist() == [0.5, 0.25]
 
 
-def test_lengths_and_waits_are_the_same_for_every_seed_but_for_their_order():
+def test_lengths_are_the_same_for_every_seed_but_for_their_order():
     one, other = (chat(np.random.default_rng(s), 9, prompt=50.0, answer=9.0, most=400) for s in (1, 2))
     lengths = [[len(item.prompt) for item in each] for each in (one, other)]
     assert lengths[0] != lengths[1]
     assert sorted(lengths[0]) == sorted(lengths[1])
     assert np.median(lengths[0]) == 50
-    assert waits(np.random.default_rng(0), 1000).mean() == pytest.approx(1, abs=0.01)
 
 
 def test_reading_a_prompt_in_chunks_costs_what_its_steps_cost():

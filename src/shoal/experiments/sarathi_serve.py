@@ -3,7 +3,8 @@
 Agrawal et al. 2024, "Taming Throughput-Latency Tradeoff in LLM Inference with Sarathi-Serve", OSDI'24,
 arXiv 2403.02310. Every policy runs on the same engine. Counted claims run on simulated time: a table of
 seconds in the shape of a real machine, whose step is bound by reading the weights up to about 30 rows and by
-arithmetic beyond. Clocked claims run a small Llama with random weights on this machine.
+arithmetic beyond. Clocked claims run a small Llama with random weights on this machine; requests come by the
+time of the table measured here, each step takes the median of what it took in three runs.
 
 - *Stall.* Eight sequences are being answered; at step 20 a prompt of 1024 to 2048 tokens arrives. Under
   prefill-first everybody waits for the whole prompt, under Sarathi-Serve for a step of tau = 64 rows.
@@ -11,8 +12,8 @@ arithmetic beyond. Clocked claims run a small Llama with random weights on this 
   knee is the smallest tau whose rows per second, by T(n), the seconds of a step of n rows, come within 15%
   of the best.
 - *Ablation.* Hybrid steps alone (tau as large as the longest prompt), chunks alone (never beside next
-  tokens), both: the first has the shortest wait for a first token and the longest between tokens, the second
-  the reverse, both together come close to the better of each.
+  tokens), both, with tau at the knee: the first has the shortest wait for a first token and the longest
+  between tokens, the second the reverse, both together come close to the better of each.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from shoal.experiments.benches import (
     request,
     simulated,
     simulated_engine,
-    waits,
 )
 from shoal.experiments.claims import Findings, Trial
 from shoal.experiments.serving import Arrival, Served, differing, percentile, serve
@@ -177,8 +177,7 @@ def _trade_off(bench: Bench, rng: np.random.Generator, findings: Findings) -> Cu
     for tau, served in zip(TAUS, runs.values(), strict=True):
         longest = [percentile(each.gaps()[1], 99) for each in served]
         curve[tau] = median([each.seconds for each in served]), median(longest)
-    rates = {tau: tau / bench.cost.rows(tau) for tau in TAUS}
-    knee = next(tau for tau in TAUS if rates[tau] >= 0.85 * max(rates.values()))
+    rates, knee = _rates(bench.cost), _knee(bench.cost)
     (slow, short), (fast, long) = curve[TAUS[0]], curve[TAUS[-1]]
     least_rise = min(curve[high][1] / curve[low][1] for low, high in pairwise(TAUS))
     least = min(total for total, _ in curve.values())
@@ -207,14 +206,16 @@ def _same_answers(runs: dict[str, list[Served]], findings: Findings) -> None:
 
 
 def _ablation(bench: Bench, rng: np.random.Generator, findings: Findings) -> None:
-    """Requests arrive at random, at six tenths of what steps of tau rows could take."""
+    """Requests come at even distances, three quarters as many as steps of tau rows could take, tau at the
+    knee."""
+    tau = _knee(bench.cost)
     items = chat(rng, int(120 * bench.share), prompt=216.0, answer=52.0, most=1024)
-    times = np.cumsum(_seconds_each(bench.cost, items) / 0.6 * waits(rng, len(items))).tolist()
+    times = (np.arange(len(items)) * _seconds_each(bench.cost, tau, items) / 0.75).tolist()
     arrivals = [Arrival(item, at) for item, at in zip(items, times, strict=True)]
     policies: dict[str, Admission] = {
         "hybrid steps alone": SarathiServe(rows=max(len(item.prompt) for item in items)),
-        "chunks alone": Alternating(rows=TAU),
-        "both": SarathiServe(rows=TAU),
+        "chunks alone": Alternating(rows=tau),
+        "both": SarathiServe(rows=tau),
     }
     runs = bench.runs(policies, arrivals, findings)
     first, between = {}, {}
@@ -230,22 +231,32 @@ def _ablation(bench: Bench, rng: np.random.Generator, findings: Findings) -> Non
     bench.claim("P99 between tokens, hybrid steps alone over chunks alone", hybrid / chunks, ">=", 2)
     bench.claim("P99 between tokens, both over the better", both / min(hybrid, chunks), "<=", 1.2)
     findings.table(
-        f"Ablation, {bench.where}: {len(items)} requests arrive at random",
+        f"Ablation, {bench.where}: {len(items)} requests at even distances; tau {tau}",
         ("policy", "P50 first token, ms", "P99 between tokens, ms", "total, s"),
         [(name, 1e3 * first[name], 1e3 * between[name], runs[name][0].seconds) for name in policies],
     )
 
 
-def _seconds_each(cost: Cost, items: list[Request]) -> float:
+def _rates(cost: Cost) -> dict[int, float]:
+    """Rows a second in steps of tau rows."""
+    return {tau: tau / cost.rows(tau) for tau in TAUS}
+
+
+def _knee(cost: Cost) -> int:
+    rates = _rates(cost)
+    return next(tau for tau in TAUS if rates[tau] >= 0.85 * max(rates.values()))
+
+
+def _seconds_each(cost: Cost, tau: int, items: list[Request]) -> float:
     """Of the machine's time, what a request takes where every step has tau rows: prompt rows and next tokens
     in the proportion in which the requests have them, next tokens halfway through their answers."""
     prompt = float(np.mean([len(item.prompt) for item in items]))
     answer = float(np.mean([item.params.max_tokens or 0 for item in items]))
-    emits = round(TAU * answer / (prompt + answer))
+    emits = round(tau * answer / (prompt + answer))
     context = round(prompt + answer / 2)
-    pairs = emits * context + (TAU - emits) * round(prompt / 2)
-    shape = StepShape(TAU, emits + 1, emits, (emits + 1) * context, pairs)
-    return (prompt + answer) / TAU * cost.step(shape)
+    pairs = emits * context + (tau - emits) * round(prompt / 2)
+    shape = StepShape(tau, emits + 1, emits, (emits + 1) * context, pairs)
+    return (prompt + answer) / tau * cost.step(shape)
 
 
 def _draw(figure: Figure, stall: dict[str, Served], curve: Curve) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from shoal.core.cost import Cost, shape_of
 from shoal.core.executor import Executor
-from shoal.core.plan import StepResult
+from shoal.core.plan import StepPlan, StepResult
 from shoal.core.request import Finished, Request
 from shoal.engine.engine import Engine
+from shoal.engine.priced import JumpingClock
 
 F64 = npt.NDArray[np.float64]
 
@@ -51,12 +53,13 @@ class Arrival(NamedTuple):
 
 class Step(NamedTuple):
     """One turn of the engine. ``rows``: computed. ``passed_over``: running sequences that had one row to
-    compute and got no token."""
+    compute and got no token. ``wall``: the seconds it took, whatever the engine's clock shows."""
 
     begin: float
     end: float
     rows: int
     passed_over: int
+    wall: float
 
 
 @dataclass(slots=True)
@@ -75,6 +78,22 @@ class Served:
     def seconds(self) -> float:
         """From the first step to the end of the last."""
         return self.steps[-1].end - self.steps[0].begin
+
+    def retimed(self, seconds: Sequence[float]) -> Served:
+        """The same course where each step takes so long; between steps, time passes as it did."""
+        begin = np.array([step.begin for step in self.steps])
+        end = np.array([step.end for step in self.steps])
+        idle = np.append(begin[0], begin[1:] - end[:-1])
+        ends = np.cumsum(idle + seconds)
+        was = np.stack([begin, end], axis=1).ravel()
+        now = np.stack([ends - seconds, ends], axis=1).ravel()
+        steps = [
+            step._replace(begin=first, end=last)
+            for step, (first, last) in zip(self.steps, now.reshape(-1, 2).tolist(), strict=True)
+        ]
+        arrived = {name: float(np.interp(at, was, now)) for name, at in self.arrived.items()}
+        times = {name: np.interp(at, was, now).tolist() for name, at in self.times.items()}
+        return replace(self, steps=steps, arrived=arrived, times=times)
 
     def gaps(self, *names: str) -> F64:
         """Seconds between two tokens of a sequence, of all or the named ones: (at, gap), shape (2, m)."""
@@ -104,6 +123,20 @@ class Noting:
         results = list(self.inner.poll())
         self.margins = results[-1].margins if results else None
         return results
+
+
+class OnTableTime(Noting):
+    """Computes every step, and lets it take what a cost model says on ``clock``: whatever the machine's speed
+    of the moment, requests that come at given times find the same engine."""
+
+    def __init__(self, inner: Executor, cost: Cost, clock: JumpingClock) -> None:
+        super().__init__(inner)
+        self.cost = cost
+        self.clock = clock
+
+    def submit(self, plan: StepPlan) -> None:
+        self.inner.submit(plan)
+        self.clock.advance(self.cost.step(shape_of(plan)))
 
 
 def serve(engine: Engine, clock: Clock, arrivals: Iterable[Arrival], *, check: bool = False) -> Served:
@@ -136,9 +169,9 @@ def serve(engine: Engine, clock: Clock, arrivals: Iterable[Arrival], *, check: b
 def _step(engine: Engine, clock: Clock, served: Served, names: dict[int, str]) -> None:
     counters = engine.scheduler.counters
     ready, computed = _ready(engine), counters.computed
-    begin = clock()
+    begin, started = clock(), time.perf_counter()
     output = engine.step(begin)
-    end = clock()
+    wall, end = time.perf_counter() - started, clock()
     for handle, token in zip(output.handles.tolist(), output.tokens.tolist(), strict=True):
         served.tokens[names[handle]].append(token)
         served.times[names[handle]].append(end)
@@ -148,7 +181,7 @@ def _step(engine: Engine, clock: Clock, served: Served, names: dict[int, str]) -
     for answer in output.finished:
         served.finished[answer.request.id] = answer
     missing = len(ready.difference(output.handles.tolist()))
-    served.steps.append(Step(begin, end, counters.computed - computed, missing))
+    served.steps.append(Step(begin, end, counters.computed - computed, missing, wall))
 
 
 def _ready(engine: Engine) -> set[int]:
