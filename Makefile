@@ -18,7 +18,7 @@ help:
 	@echo 'make pages       docs/policies.md and docs/systems/ renewed from the docstrings'
 	@echo 'make bench       everything judged by a clock'
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard src/shoal/kernels/native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parquet,demo]'
 	touch $(STAMP)

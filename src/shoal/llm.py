@@ -39,7 +39,7 @@ class LLM:
     Args:
         model: Hugging Face id or folder, a GGUF file, ``demo``, or ``null``.
         dtype, device, load_format, max_model_len, max_num_seqs, max_num_batched_tokens, page_size,
-            threads, prefix_reuse, layout, policy, order, admission, victim, retention, reuse: see
+            kernels, threads, prefix_reuse, layout, policy, order, admission, victim, retention, reuse: see
             ``shoal.core.config.EngineConfig``.
         kv_memory: bytes of the KV pool, or a text such as "2GiB".
         seed: prompts whose sampling names no seed get one from this and their index, so that the same
@@ -62,6 +62,7 @@ class LLM:
         max_num_seqs: int = 256,
         max_num_batched_tokens: int | None = None,
         page_size: int = 16,
+        kernels: Literal["auto", "compiled", "plain"] = "auto",
         threads: int | None = None,
         seed: int = 0,
         prefix_reuse: bool = True,
@@ -84,6 +85,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             page_size=page_size,
+            kernels=kernels,
             threads=threads,
             seed=seed % 2**32,
             prefix_reuse=prefix_reuse,

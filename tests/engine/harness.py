@@ -17,6 +17,18 @@ from shoal.schedule.scheduler import Scheduler
 END = 0
 
 
+def overflow(engine: Engine, token: int) -> None:
+    """Let a token's embedding be infinite in an engine of float32."""
+    model = engine.executor.model
+    table = model.weights.tensors["embed"]
+    if not model.invariant:
+        table[token] = float("inf")
+        return
+    # Packed: tiles of 16 tokens, (hidden, 16) each.
+    tiles, hidden = -(-len(table) // 16), table.shape[1]
+    table.as_strided((tiles, hidden, 16), (16 * hidden, 16, 1))[token // 16, :, token % 16] = float("inf")
+
+
 class Ticks:
     """A clock that tests turn by hand."""
 

@@ -10,7 +10,7 @@ from shoal.core.config import EngineConfig
 from shoal.core.request import FinishReason, Request, SamplingParams
 from shoal.engine.build import prepare, start
 from shoal.engine.tensors.model_executor import LOGIT_ROWS
-from tests.engine.harness import drain
+from tests.engine.harness import drain, overflow
 from tests.models.tiny import VARIANTS, reference, save
 
 POISON = 150
@@ -125,7 +125,7 @@ def test_log_probabilities_of_a_prompt_are_the_same_cold_and_warm(folder, theirs
 def test_rows_that_are_not_numbers_fail_alone_and_leave_nothing_behind(folder):
     """Pages of a run that overflowed are used again by others."""
     engine = start(prepare(EngineConfig(model=str(folder), kv_memory=1 << 18, threads=1)))
-    engine.executor.model.weights.tensors["embed"][POISON] = float("inf")
+    overflow(engine, POISON)
     healthy = [ask(f"r{i}", [5, 6, 7 + i]) for i in range(3)]
     for name, requests in (("first", [ask("broken", [5, POISON, 6] * 9), *healthy]), ("second", healthy)):
         for item in requests:

@@ -13,7 +13,7 @@ from shoal.core.plan import NO_MOVES
 from shoal.core.request import FinishReason, Request, SamplingParams
 from shoal.engine.build import prepare, start
 from shoal.kernels import attention
-from tests.engine.harness import drain
+from tests.engine.harness import drain, overflow
 from tests.models.tiny import VARIANTS, reference, save
 
 BROKEN = 150
@@ -105,7 +105,7 @@ def test_numbers_that_overflowed_stay_with_their_sequence(folder):
     healthy = [ask(f"r{i}", [5, 6, 7 + i], 6) for i in range(3)]
     want = answers(engine_for(folder), healthy)
     engine = engine_for(folder, policy="flover", max_num_seqs=4)
-    engine.executor.model.weights.tensors["embed"][BROKEN] = float("inf")
+    overflow(engine, BROKEN)
     got = answers(engine, [ask("broken", [5, BROKEN, 6] * 9, 6), *healthy])
     assert got.pop("broken")[0] is FinishReason.ERROR
     assert got == want

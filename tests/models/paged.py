@@ -9,17 +9,25 @@ import numpy as np
 import torch
 
 from shoal.core.plan import EMIT_TOKEN, SAMPLE, StepPlan
+from shoal.kernels import native
 from shoal.models.files import open_model
 from shoal.models.registry import read_architecture
+from shoal.models.tensors.compiled import CompiledModel
 from shoal.models.tensors.model import Cache, Model
 from shoal.models.tensors.read import TensorReader
 from shoal.models.tensors.weights import load_weights
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
+def load(
+    path: Path, dtype: torch.dtype = torch.float32, *, compiled: bool | None = None
+) -> Model | CompiledModel:
+    """By default with the compiled kernels, where they were built."""
     files = open_model(str(path))
     architecture = read_architecture(files.config, str(path))
-    return Model(architecture, load_weights(architecture, TensorReader(files), dtype, "cpu"))
+    weights = load_weights(architecture, TensorReader(files), dtype, "cpu")
+    if compiled is None:
+        compiled = native.available()
+    return CompiledModel(architecture, weights, 2) if compiled else Model(architecture, weights)
 
 
 @dataclass

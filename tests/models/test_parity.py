@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.kernels import native
 from shoal.models.tensors.model import Model
 from tests.models.paged import Run, generate, load, new_runs, step
 from tests.models.tiny import SIZES, VARIANTS, Variant, randomise, reference, save
@@ -47,12 +48,15 @@ def compare(runs: list[Run], expected: list[torch.Tensor], prompts: list[list[in
     return excused
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "plain"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_greedy_tokens_and_logits_equal_the_reference(
-    variant: Variant, tmp_path: Path, figure: Callable[[str], None]
+    variant: Variant, kernels: str, tmp_path: Path, figure: Callable[[str], None]
 ) -> None:
+    if kernels == "compiled" and not native.available():
+        pytest.skip("the compiled kernels were not built")
     theirs = reference(variant)
-    ours = load(save(theirs, tmp_path))
+    ours = load(save(theirs, tmp_path), compiled=kernels == "compiled")
     rng = np.random.default_rng()
     prompts = prompts_of(rng)
     runs = generate(ours, prompts, TOKENS, rng, page_size=int(rng.choice([4, 16])), chunk=11)

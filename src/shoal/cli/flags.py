@@ -29,6 +29,13 @@ def engine_flags(command: Any) -> Any:
         ),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto"),
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N."),
+        click.option(
+            "--kernels",
+            type=click.Choice(["auto", "compiled", "plain"]),
+            default="auto",
+            show_default=True,
+            help="What computes the model: shoal's own compiled kernels (CPU), or torch's operators.",
+        ),
         click.option("--threads", type=int, help="Compute threads.  [default: what this process may use]"),
         click.option("--kv-memory", help="Size of the KV cache, such as 2GiB.  [default: what is left]"),
         click.option("--max-model-len", type=int, help="Longest sequence in tokens."),

@@ -22,7 +22,7 @@ from shoal.jobs.templates import Example, Layout, Question, columns_of, from_jin
 Flags = dict[str, Any]
 
 ENGINE_FLAGS = (
-    *("model", "load_format", "dtype", "device", "threads", "max_model_len", "max_num_seqs"),
+    *("model", "load_format", "dtype", "device", "kernels", "threads", "max_model_len", "max_num_seqs"),
     *("layout", "max_num_batched_tokens", "policy", *DEFAULTS),
 )
 SAMPLING_FLAGS = (

@@ -22,6 +22,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         load_format: auto, or dummy for random weights.
         dtype: type of weights, activations and KV: auto, float32 or bfloat16.
         device: cpu or cuda, cuda:1, ...
+        kernels: what computes the model: compiled (on the CPU, where the package was built with them), plain
+            (torch operators), or auto.
         threads: compute threads; None takes what affinity mask and cgroup quota allow.
         kv_memory: bytes of the KV pool; None takes what is left after the weights, less a reserve.
         max_model_len: longest sequence; None takes the model's, or what the pool holds if that is less.
@@ -42,6 +44,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "cpu"
+    kernels: Literal["auto", "compiled", "plain"] = "auto"
     threads: int | None = None
     kv_memory: int | None = None
     max_model_len: int | None = None

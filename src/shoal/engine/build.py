@@ -47,6 +47,7 @@ class Prepared:
 
     Attributes:
         dtype: float32 or bfloat16.
+        kernels: compiled or plain.
         threads: compute threads.
         pages: pages of the KV pool.
         choices: what was chosen and why, one short phrase each.
@@ -58,6 +59,7 @@ class Prepared:
     model: TextModel
     architecture: Architecture | None
     dtype: str
+    kernels: str
     threads: int
     pages: int
     choices: tuple[str, ...]
@@ -102,6 +104,7 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     files = open_model(config.model, config.load_format)
     architecture = read_architecture(files.config, str(files.path))
     dtype, why = _dtype(config, files.stored_dtype)
+    kernels, kernels_why = _kernels(config)
     threads, threads_why = machine.threads(config.threads)
     weights = architecture.weight_bytes(_ITEM[dtype])
     token_bytes = architecture.kv_bytes_per_token(_ITEM[dtype])
@@ -110,11 +113,12 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     size = pages * config.page_size
     _check_pool(config, size * token_bytes)
     places = f" in {pages} places" if config.layout == "slots" else ""
-    model = StoredModel(files, architecture.embed.vocabulary, length, dtype, chat_template)
+    model = StoredModel(files, architecture.embed.vocabulary, length, dtype, kernels, chat_template)
     identity = identity_of(
         architecture,
         dtype=dtype,
         device=config.device,
+        kernels=kernels,
         threads=threads,
         layout=config.layout,
         page_size=config.page_size,
@@ -125,13 +129,13 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     choices = (
         f"{files.name} ({architecture.name}, {architecture.parameter_count / 1e6:.0f}M)",
         f"{config.device} {dtype} ({why})",
-        f"{threads} threads ({threads_why}), {machine.isa()}",
+        f"{threads} threads ({threads_why}), {machine.isa()}, {kernels} kernels{kernels_why}",
         f"KV {size * token_bytes / 2**30:.2f} GiB = {size:,} tokens{places} ({memory_why})",
         f"longest sequence {length:,}",
         policy_line(config),
         f"{measured}, {step_rows(config, cost, pages)} rows each at most",
     )
-    return Prepared(config, model, architecture, dtype, threads, pages, choices, identity, cost)
+    return Prepared(config, model, architecture, dtype, kernels, threads, pages, choices, identity, cost)
 
 
 def start(prepared: Prepared, progress: Progress | None = None) -> Engine:
@@ -243,7 +247,7 @@ def _prepare_null(config: EngineConfig) -> Prepared:
         length = _length(config, length, pages * config.page_size)
     _check_pool(config, pages * config.page_size * _NULL_SLOT)
     choices = ("null model: no weights, tokens are a function of the ids", policy_line(config))
-    return Prepared(config, NullModel(length), None, "float32", 1, pages, choices)
+    return Prepared(config, NullModel(length), None, "float32", "plain", 1, pages, choices)
 
 
 def _dtype(config: EngineConfig, stored: str) -> tuple[str, str]:
@@ -252,6 +256,21 @@ def _dtype(config: EngineConfig, stored: str) -> tuple[str, str]:
     if config.device == "cpu":
         return "float32", "default on CPU; bfloat16 is not faster yet"
     return ("bfloat16", "as stored") if stored != "F32" else ("float32", "as stored")
+
+
+def _kernels(config: EngineConfig) -> tuple[str, str]:
+    """(compiled or plain, why where that needs saying)."""
+    fit, built = config.device == "cpu", machine.compiled()
+    if config.kernels == "compiled" and not (fit and built):
+        raise OperatorError(
+            "there are no compiled kernels for this device"
+            if built
+            else "the compiled kernels were not built",
+            remedy="use --kernels plain" if built else "install shoal where there is a C++ compiler",
+        )
+    if config.kernels == "auto" and fit and not built:
+        return "plain", " (no compiler when shoal was installed)"
+    return ("compiled" if config.kernels != "plain" and fit else "plain"), ""
 
 
 def _kv_memory(config: EngineConfig, weights: int) -> tuple[int, str]:

@@ -1,4 +1,5 @@
-"""Calibrations on disk: what steps cost here, kept for each model, type, device, threads, layout and version.
+"""Calibrations on disk: what steps cost here, kept for each model, type, device, kernels, threads, layout and
+version.
 
 A file is named by a digest of everything that the measurement depends on, so another model, another machine
 or another version finds none and measures anew. Nothing but the owner's cache folder is written.
@@ -36,6 +37,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     dtype: str
     device: str
+    kernels: str
     threads: int
     layout: str
     page_size: int
@@ -70,13 +72,21 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identity_of(
-    architecture: Architecture, *, dtype: str, device: str, threads: int, layout: str, page_size: int
+    architecture: Architecture,
+    *,
+    dtype: str,
+    device: str,
+    kernels: str,
+    threads: int,
+    layout: str,
+    page_size: int,
 ) -> Identity:
     """What a measurement for this engine on this machine holds for."""
     return Identity(
         architecture=hashlib.blake2b(repr(architecture).encode(), digest_size=12).hexdigest(),
         dtype=dtype,
         device=device,
+        kernels=kernels,
         threads=threads,
         layout=layout,
         page_size=page_size,

@@ -42,6 +42,11 @@ def calm_threads() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def compiled() -> bool:
+    """Whether the package was built with its compiled kernels."""
+    return any((Path(__file__).parents[1] / "kernels").glob("_native*.so"))
+
+
 def memory() -> int:
     """Bytes that can still be taken: what the machine says is available, capped by the cgroup's limit."""
     available = _meminfo("MemAvailable")

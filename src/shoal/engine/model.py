@@ -49,6 +49,7 @@ class StoredModel:
         vocabulary: int,
         max_model_len: int,
         dtype: str,
+        kernels: str,
         chat_template: str | None = None,
     ) -> None:
         self.files = files
@@ -60,6 +61,7 @@ class StoredModel:
         self.identity: dict[str, Any] = {
             "model": files.fingerprint(),
             "dtype": dtype,
+            "kernels": kernels,
             "max_model_len": max_model_len,
             "chat_template": hashlib.blake2b((self.chat_template or "").encode(), digest_size=8).hexdigest(),
         }

@@ -94,6 +94,8 @@ class Real:
             model=str(folder),
             load_format="dummy",
             dtype="float32",
+            # Whether sequences lie side by side matters to operators that read a batch as one array.
+            kernels="plain",
             layout="slots",
             max_model_len=256,
             max_num_seqs=REQUESTS,

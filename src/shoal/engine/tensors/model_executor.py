@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,25 @@ from shoal.core.errors import InternalError, ShoalError
 from shoal.core.plan import EMIT_LOGPROBS, I32, I64, ScoredTokens, StepPlan, StepResult
 from shoal.core.request import Request
 from shoal.engine.tensors.sampler import SampledRows, Sampler
-from shoal.models.tensors.model import Model
+from shoal.models.architecture import Architecture
 
 LOGIT_ROWS = 64
 """Rows whose logits exist at once: 64 MiB for a vocabulary of 262,144."""
+
+
+class Computes(Protocol):
+    """What computes a model: ``shoal.models.tensors.model.Model``, or the compiled one in its place."""
+
+    architecture: Architecture
+    invariant: bool
+
+    def allocate_cache(self, pages: int, page_size: int) -> Any: ...
+
+    def inputs(self, plan: StepPlan, page_size: int) -> Any: ...
+
+    def forward(self, inputs: Any, cache: Any) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 class ModelExecutor:
@@ -28,12 +43,9 @@ class ModelExecutor:
         record_margins: keep how close the two best logits of each choice were.
     """
 
-    # Products come from torch's libraries, whose last bits may change with the number of rows.
-    invariant = False
-
     def __init__(
         self,
-        model: Model,
+        model: Computes,
         sampler: Sampler,
         pages: int,
         page_size: int,
@@ -42,6 +54,7 @@ class ModelExecutor:
         record_margins: bool = False,
     ) -> None:
         self.model = model
+        self.invariant = model.invariant
         self.sampler = sampler
         self.pages = pages
         self.page_size = page_size

@@ -13,6 +13,7 @@ from shoal.engine.masks import MaskCompiler
 from shoal.engine.model import StoredModel
 from shoal.engine.tensors.model_executor import ModelExecutor
 from shoal.engine.tensors.sampler import Sampler
+from shoal.models.tensors.compiled import CompiledModel
 from shoal.models.tensors.model import Model
 from shoal.models.tensors.read import TensorReader
 from shoal.models.tensors.weights import dummy_source, load_weights
@@ -37,8 +38,9 @@ def model_executor(prepared: Prepared, progress: Callable[[int, int], None] | No
     dummy = config.load_format == "dummy"
     source = dummy_source(architecture, config.seed) if dummy else TensorReader(model.files)
     weights = load_weights(architecture, source, DTYPES[prepared.dtype], device, progress)
+    compiled = prepared.kernels == "compiled"
     return ModelExecutor(
-        Model(architecture, weights),
+        CompiledModel(architecture, weights, prepared.threads) if compiled else Model(architecture, weights),
         Sampler(model.vocabulary, device, _masks(model)),
         prepared.pages,
         config.page_size,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoal.core.errors import OperatorError
+from shoal.kernels.native import padded_rows
 from shoal.models.architecture import Architecture, Parameter, Part
 
 SLICE_BYTES = 4 << 20
@@ -125,8 +126,12 @@ def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> 
 
 
 def _allocate(parameter: Parameter, dtype: torch.dtype, device: torch.device, total: int) -> Tensor:
+    """Matrices in main memory have room for a whole number of tiles, so that they can be packed in place."""
+    shape = parameter.shape
     try:
-        return torch.empty(parameter.shape, dtype=dtype, device=device)
+        if parameter.role == "matrix" and device.type == "cpu":
+            return torch.empty((padded_rows(shape[0]), shape[1]), dtype=dtype)[: shape[0]]
+        return torch.empty(shape, dtype=dtype, device=device)
     except (RuntimeError, MemoryError) as error:
         raise OperatorError(
             f"no memory for {parameter.name} of {parameter.elements * dtype.itemsize / 1e9:.2f} GB "

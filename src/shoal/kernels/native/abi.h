@@ -1,0 +1,90 @@
+// What Python hands over (shoal/kernels/native.py mirrors every struct), and what each instruction set offers.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+struct Matrix {           // outputs x inputs, packed: tiles of 16 outputs, (inputs, 16) each
+    void *data;
+    const void *bias;     // (outputs,), the matrix's type, or null
+    int64_t outputs, inputs;
+};
+
+struct Layer {
+    const float *attention_before, *attention_after, *mlp_before, *mlp_after;  // norms; "after" may be null
+    const float *query_norm, *key_norm;                                        // may be null
+    Matrix qkv, output, gate_up, down;
+    void *keys, *values;  // this layer's part of the cache
+    int64_t heads, kv_heads, head_size, window, rotary;  // window 0: none; rotary: which table
+    int64_t intermediate, activation;                    // activation 0: silu, 1: gelu_tanh
+    float epsilon, scale;
+};
+
+struct Cache {
+    int64_t pages, page_size;
+};
+
+struct Model {
+    int64_t bf16, hidden, layer_count;  // bf16: weights and cache are; else float32
+    const Layer *layers;
+    Matrix embed, head;
+    const float *head_norm;
+    float head_epsilon, embed_scale;
+};
+
+struct Turns {            // cosine and sine, (positions, head_size / 2) each, already times their factor
+    const float *cosine, *sine;
+};
+
+struct Step {
+    int64_t rows, runs;
+    const int32_t *token, *position;                       // (rows,)
+    const int32_t *first_row, *run_rows, *first_page;      // (runs,)
+    const int32_t *pages;
+    Turns turns[8];                                        // by Layer::rotary
+};
+
+// Scratch of one step and what is worked out once for all layers.
+struct Work {
+    const Model *model;
+    Cache cache;
+    Step step;
+    float *x, *normed, *wide, *mixed;   // (rows, hidden), (rows, hidden), (rows, widest), (rows, heads * size)
+    int32_t *order, *run_of_row;        // runs sorted so that those that share pages are neighbours
+    int32_t *common;                    // (runs,), whole blocks a run shares with the one before it in order
+    int32_t *row_order;                 // (rows,), rows in the order of runs
+    int32_t *sorted_run;                // (rows,), which run in order a sorted row belongs to
+    int *counters;                      // one a stage: the next task
+    float *scratch;                     // one piece a thread
+    int64_t scratch_size;               // floats a thread
+    int32_t threads;
+};
+
+// How a product leaves: put, added to what is there, or multiplied by the activation of the gate.
+enum Epilogue { PUT, ADD };
+
+struct Product {
+    const float *x;
+    int64_t x_stride, rows;
+    const Matrix *matrix;
+    float *y;
+    int64_t y_stride;
+    Epilogue epilogue;
+    int *counter;
+    int32_t threads;
+};
+
+struct Kernels {
+    const char *name;
+    void (*pack)(void *data, int64_t outputs, int64_t inputs, int bf16, void *scratch);
+    void (*unpack_row)(const Matrix *matrix, int bf16, int64_t row, float *out);
+    void (*product)(const Product *product, int bf16);
+    void (*norm)(const float *x, const float *weight, float *out, int64_t size, float epsilon);
+    void (*place)(const Work *work, const Layer *layer, int64_t row);       // norms, turns, K and V to the cache
+    void (*attend)(const Work *work, const Layer *layer, int *counter, int thread);
+    void (*activate)(const float *gate_up, float *out, int64_t size, int64_t activation);
+    int64_t (*attend_scratch)(const Work *work);                           // floats a thread needs
+};
+
+extern const Kernels kernels_portable;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;

@@ -1,0 +1,294 @@
+// What Python calls: a session with its threads and scratch, the walk through the stages of a model, and single
+// kernels for tests. Every call returns 0, or -1 where memory is not to be had.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "abi.h"
+#include "team.h"
+
+namespace {
+
+struct Session {
+    Session(int threads, const Kernels *kernels) : team(threads), kernels(kernels) {}
+    Team team;
+    const Kernels *kernels;
+    std::mutex one_call;
+    std::vector<float> x, normed, wide, mixed, scratch;
+    std::vector<int32_t> order, run_of_row, common, row_order, sorted_run;
+    std::vector<int> counters;
+};
+
+const Kernels *supported(const char *name) {
+    const Kernels *found = &kernels_portable;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found = &kernels_avx2;
+    if (!strcmp(name, kernels_portable.name)) return &kernels_portable;
+    if (!strcmp(name, kernels_avx2.name)) return found;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) found = &kernels_avx512;
+#endif
+    return found;
+}
+
+template <class T>
+T *room(std::vector<T> &buffer, size_t size) {
+    if (buffer.size() < size) buffer.resize(size + size / 4);
+    return buffer.data();
+}
+
+int64_t pages_of(const Work &w, int32_t run) {
+    int32_t last = w.step.first_row[run] + w.step.run_rows[run] - 1;
+    return w.step.position[last] / w.cache.page_size + 1;
+}
+
+// Runs whose pages begin alike become neighbours; `common` is how many whole blocks they read together.
+void arrange(Work &w, int64_t split) {
+    const Step &s = w.step;
+    for (int32_t run = 0; run < s.runs; run++) {
+        w.order[run] = run;
+        std::fill_n(w.run_of_row + s.first_row[run], s.run_rows[run], run);
+    }
+    auto pages = [&](int32_t run) { return s.pages + s.first_page[run]; };
+    std::sort(w.order, w.order + s.runs, [&](int32_t a, int32_t b) {
+        const int32_t *first = pages(a), *second = pages(b);
+        int64_t some = pages_of(w, a), others = pages_of(w, b);
+        auto [at, other] = std::mismatch(first, first + std::min(some, others), second);
+        if (at != first + std::min(some, others)) return *at < *other;
+        return some != others ? some < others : a < b;
+    });
+    int32_t row = 0;
+    for (int32_t i = 0; i < s.runs; i++) {
+        int32_t run = w.order[i];
+        w.common[i] = 0;
+        if (i) {
+            int64_t least = std::min(pages_of(w, run), pages_of(w, w.order[i - 1]));
+            const int32_t *mine = pages(run);
+            int64_t same = std::mismatch(mine, mine + least, pages(w.order[i - 1])).first - mine;
+            w.common[i] = (int32_t)(same * w.cache.page_size / split);
+        }
+        for (int32_t k = 0; k < s.run_rows[run]; k++, row++) {
+            w.row_order[row] = s.first_row[run] + k;
+            w.sorted_run[row] = i;
+        }
+    }
+}
+
+int64_t widest(const Model &m) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < m.layer_count; i++)
+        most = std::max({most, m.layers[i].qkv.outputs, m.layers[i].gate_up.outputs});
+    return most;
+}
+
+int64_t widest_inner(const Model &m) {
+    int64_t most = m.hidden;
+    for (int64_t i = 0; i < m.layer_count; i++)
+        most = std::max({most, m.layers[i].output.inputs, m.layers[i].intermediate});
+    return most;
+}
+
+Work prepare(Session &session, const Model *model, const Cache *cache, const Step *step) {
+    Work w{};
+    w.model = model;
+    w.cache = *cache;
+    w.step = *step;
+    w.threads = session.team.size();
+    size_t rows = step->rows, runs = step->runs;
+    w.x = room(session.x, rows * model->hidden);
+    w.normed = room(session.normed, rows * model->hidden);
+    w.wide = room(session.wide, rows * widest(*model));
+    w.mixed = room(session.mixed, rows * widest_inner(*model));
+    w.order = room(session.order, runs);
+    w.common = room(session.common, runs);
+    w.run_of_row = room(session.run_of_row, rows);
+    w.row_order = room(session.row_order, rows);
+    w.sorted_run = room(session.sorted_run, rows);
+    w.counters = room(session.counters, 5 * model->layer_count + 1);
+    std::fill_n(w.counters, 5 * model->layer_count + 1, 0);
+    w.scratch_size = session.kernels->attend_scratch(&w);
+    w.scratch = room(session.scratch, w.scratch_size * w.threads);
+    arrange(w, 128);
+    return w;
+}
+
+// One thread's part of a step. Rows are dealt out evenly; products and attention are taken task by task.
+struct Walk {
+    Session *session;
+    Work *w;
+    int thread;
+
+    template <class F>
+    void rows(F one) const {
+        int64_t n = w->step.rows, threads = w->threads;
+        for (int64_t row = n * thread / threads; row < n * (thread + 1) / threads; row++) one(row);
+    }
+
+    void product(const float *x, const Matrix &matrix, float *y, Epilogue epilogue, int *counter) const {
+        Product p{x, matrix.inputs, w->step.rows, &matrix, y, matrix.outputs, epilogue, counter, w->threads};
+        session->kernels->product(&p, (int)w->model->bf16);
+        session->team.meet();
+    }
+
+    void norm(const float *weight, float epsilon) const {
+        int64_t hidden = w->model->hidden;
+        rows([&](int64_t row) {
+            session->kernels->norm(w->x + row * hidden, weight, w->normed + row * hidden, hidden, epsilon);
+        });
+        session->team.meet();
+    }
+
+    // x += inner . matrix, normed first where a norm is given.
+    void add(const float *inner, const Matrix &matrix, const float *after, float epsilon, int *counter) const {
+        if (!after) return product(inner, matrix, w->x, ADD, counter);
+        int64_t hidden = w->model->hidden;
+        product(inner, matrix, w->normed, PUT, counter);
+        rows([&](int64_t row) {
+            float *added = w->normed + row * hidden, *x = w->x + row * hidden;
+            session->kernels->norm(added, after, added, hidden, epsilon);
+            for (int64_t i = 0; i < hidden; i++) x[i] += added[i];
+        });
+        session->team.meet();
+    }
+
+    void embed() const {
+        const Model &m = *w->model;
+        rows([&](int64_t row) {
+            float *x = w->x + row * m.hidden;
+            session->kernels->unpack_row(&m.embed, (int)m.bf16, w->step.token[row], x);
+            if (m.embed_scale != 1.0f)
+                for (int64_t i = 0; i < m.hidden; i++) x[i] *= m.embed_scale;
+        });
+        session->team.meet();
+    }
+
+    void attention(const Layer &l, int *counters) const {
+        rows([&](int64_t row) { session->kernels->place(w, &l, row); });
+        session->team.meet();
+        session->kernels->attend(w, &l, counters, thread);
+        session->team.meet();
+    }
+
+    void layer(const Layer &l, int *counters) const {
+        norm(l.attention_before, l.epsilon);
+        product(w->normed, l.qkv, w->wide, PUT, counters);
+        attention(l, counters + 1);
+        add(w->mixed, l.output, l.attention_after, l.epsilon, counters + 2);
+        norm(l.mlp_before, l.epsilon);
+        product(w->normed, l.gate_up, w->wide, PUT, counters + 3);
+        rows([&](int64_t row) {
+            session->kernels->activate(w->wide + row * 2 * l.intermediate, w->mixed + row * l.intermediate,
+                                       l.intermediate, l.activation);
+        });
+        session->team.meet();
+        add(w->mixed, l.down, l.mlp_after, l.epsilon, counters + 4);
+    }
+
+    void all() const {
+        embed();
+        for (int64_t i = 0; i < w->model->layer_count; i++) layer(w->model->layers[i], w->counters + 5 * i);
+    }
+};
+
+template <class F>
+void on_team(Session &session, F part) {
+    session.team.run([](void *f, int thread) { (*(F *)f)(thread); }, &part);
+}
+
+template <class F>
+int guarded(void *handle, F call) {
+    Session &session = *(Session *)handle;
+    std::lock_guard<std::mutex> lock(session.one_call);
+    try {
+        call(session);
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return -1;
+    }
+}
+
+void run_product(Session &session, const float *x, int64_t rows, const Matrix *matrix, float *y, int bf16) {
+    int counter = 0;
+    Product p{x, matrix->inputs, rows, matrix, y, matrix->outputs, PUT, &counter, session.team.size()};
+    on_team(session, [&](int) { session.kernels->product(&p, bf16); });
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// A session of so many threads, on the widest instruction set there is, or on the one named; null: no memory.
+void *shoal_open(int threads, const char *name) {
+    try {
+        return new Session(threads, supported(name));
+    } catch (const std::exception &) {
+        return nullptr;
+    }
+}
+
+void shoal_close(void *handle) { delete (Session *)handle; }
+
+const char *shoal_name(void *handle) { return ((Session *)handle)->kernels->name; }
+
+int shoal_pack(void *handle, void *data, int64_t outputs, int64_t inputs, int bf16) {
+    return guarded(handle, [&](Session &session) {
+        std::vector<float> tile(16 * inputs);
+        session.kernels->pack(data, outputs, inputs, bf16, tile.data());
+    });
+}
+
+int shoal_unpack(void *handle, const Matrix *matrix, int bf16, const int64_t *rows, int64_t count, float *out) {
+    return guarded(handle, [&](Session &session) {
+        for (int64_t i = 0; i < count; i++)
+            session.kernels->unpack_row(matrix, bf16, rows[i], out + i * matrix->inputs);
+    });
+}
+
+int shoal_product(void *handle, const float *x, int64_t rows, const Matrix *matrix, float *y, int bf16) {
+    return guarded(handle, [&](Session &session) { run_product(session, x, rows, matrix, y, bf16); });
+}
+
+// hidden: (rows, hidden), float32.
+int shoal_forward(void *handle, const Model *model, const Cache *cache, const Step *step, float *hidden) {
+    return guarded(handle, [&](Session &session) {
+        Work w = prepare(session, model, cache, step);
+        w.x = hidden;
+        on_team(session, [&](int thread) { Walk{&session, &w, thread}.all(); });
+    });
+}
+
+// Logits (rows, vocabulary), float32, of hidden vectors.
+int shoal_head(void *handle, const Model *model, const float *hidden, int64_t rows, float *logits) {
+    return guarded(handle, [&](Session &session) {
+        float *normed = room(session.normed, rows * model->hidden);
+        for (int64_t row = 0; row < rows; row++)
+            session.kernels->norm(hidden + row * model->hidden, model->head_norm, normed + row * model->hidden,
+                                  model->hidden, model->head_epsilon);
+        run_product(session, normed, rows, &model->head, logits, (int)model->bf16);
+    });
+}
+
+// The attention of a model's first layer alone: wide holds q, k and v of every row; mixed takes the result.
+int shoal_attention(void *handle, const Model *model, const Cache *cache, const Step *step, float *wide,
+                    float *mixed) {
+    return guarded(handle, [&](Session &session) {
+        Work w = prepare(session, model, cache, step);
+        w.wide = wide;
+        w.mixed = mixed;
+        on_team(session, [&](int thread) { Walk{&session, &w, thread}.attention(model->layers[0], w.counters); });
+    });
+}
+
+void shoal_norm(void *handle, const float *x, const float *weight, float *out, int64_t size, float epsilon) {
+    ((Session *)handle)->kernels->norm(x, weight, out, size, epsilon);
+}
+
+void shoal_activate(void *handle, const float *gate_up, float *out, int64_t size, int64_t activation) {
+    ((Session *)handle)->kernels->activate(gate_up, out, size, activation);
+}
+}
+#pragma GCC visibility pop

@@ -1,0 +1,4 @@
+#define LANES 16
+#define TABLE kernels_avx512
+#define TABLE_NAME "AVX-512"
+#include "kernels.inc"

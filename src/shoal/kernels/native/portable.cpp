@@ -1,0 +1,4 @@
+#define LANES 4
+#define TABLE kernels_portable
+#define TABLE_NAME "portable"
+#include "kernels.inc"
