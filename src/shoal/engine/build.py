@@ -254,7 +254,7 @@ def _dtype(config: EngineConfig, stored: str) -> tuple[str, str]:
     if config.dtype != "auto":
         return config.dtype, "as asked"
     if config.device == "cpu":
-        return "float32", "default on CPU; bfloat16 is not faster yet"
+        return "float32", "default on CPU"
     return ("bfloat16", "as stored") if stored != "F32" else ("float32", "as stored")
 
 

@@ -66,7 +66,8 @@ def by_time(bins: Bins, most: int = MOST_POINTS) -> Bins:
     least, borders, length = sum(bins.seconds) / most, [0], 0.0
     for i, seconds in enumerate(bins.seconds):
         length += seconds
-        if length >= least * (1 - 1e-9):
+        # What rounding leaves over goes into the last bin.
+        if length >= least * (1 - 1e-9) and len(borders) < most:
             borders.append(i + 1)
             length = 0.0
     if borders[-1] != len(bins):
