@@ -70,10 +70,10 @@ def build(root: Path, extra: tuple[str, ...] = ()) -> None:
         )
         for name, flags in files.items()
     ]
-    for process in running:
-        _, said = process.communicate()
+    said = [process.communicate()[1] for process in running]
+    for process, text in zip(running, said):
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, process.args, stderr=said)
+            raise subprocess.CalledProcessError(process.returncode, process.args, stderr=text)
     parts = [str(objects / f"{name}.o") for name in files]
     # Beside the old library and then in its place: a process that has it open keeps what it has.
     fresh = root / LIBRARY.with_suffix(".new")

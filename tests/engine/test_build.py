@@ -136,3 +136,22 @@ def test_the_system_says_which_layout_unless_somebody_else_does():
     assert paged.config.prefix_reuse
     assert isinstance(start(paged).memory, KVMemory)
     assert prepare(EngineConfig(model="null")).config.layout == "paged"
+
+
+def test_kernels_are_the_compiled_ones_where_they_were_built_and_the_choice_is_said(model, monkeypatch):
+    monkeypatch.setattr(machine, "compiled", lambda: True)
+    assert prepare(EngineConfig(**model)).kernels == "compiled"
+    assert "compiled kernels" in prepare(EngineConfig(**model)).description
+    assert prepare(EngineConfig(**model, kernels="plain")).kernels == "plain"
+    monkeypatch.setattr(machine, "compiled", lambda: False)
+    assert (
+        "plain kernels (no compiler when shoal was installed)" in prepare(EngineConfig(**model)).description
+    )
+    with pytest.raises(OperatorError, match=r"not built.*C\+\+ compiler"):
+        prepare(EngineConfig(**model, kernels="compiled"))
+
+
+def test_a_measurement_with_other_kernels_is_another(model):
+    one, other = (prepare(EngineConfig(**model, kernels=name)) for name in ("plain", "auto"))
+    assert (one.identity.key == other.identity.key) == (one.kernels == other.kernels)
+    assert (one.model.identity == other.model.identity) == (one.kernels == other.kernels)
