@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WHAT ?= run
 ROWS ?=
 
-.PHONY: help install demo test check format test-long acceptance bench reproduce pages clean
+.PHONY: help install demo test check format test-long acceptance bench reproduce pages sanitize clean
 
 help:
 	@echo 'make demo        label a file with a real model (Gemma 3 270M); ROWS=40 for a short one'
@@ -17,6 +17,7 @@ help:
 	@echo 'make reproduce   every experiment at small size, without a clock'
 	@echo 'make pages       docs/policies.md and docs/systems/ renewed from the docstrings'
 	@echo 'make bench       everything judged by a clock'
+	@echo 'make sanitize    the tests of the compiled kernels under address and undefined-behaviour sanitizers'
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard src/shoal/kernels/native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -56,6 +57,12 @@ reproduce: $(STAMP)
 
 pages: $(STAMP)
 	$(BIN)/python -m shoal.experiments.pages docs
+
+sanitize: $(STAMP)
+	$(BIN)/python hatch_build.py -fsanitize=address,undefined -fno-sanitize-recover -g
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	$(BIN)/python -m pytest --timeout=3000 tests/kernels/test_native.py tests/engine/test_same_bits.py; \
+	status=$$?; $(BIN)/python hatch_build.py; exit $$status
 
 clean:
 	rm -rf $(VENV) build dist out

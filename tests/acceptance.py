@@ -136,7 +136,7 @@ def sources() -> str:
 
 def run(row: Row, what: str) -> dict[str, object]:
     """Run one row's command, its output shown as it comes and kept in a file."""
-    log = STATE / f"{what}-{re.sub(r'[^a-z]+', '-', row.name)}.log"
+    log = STATE / f"{what}-{re.sub(r'[^a-z0-9]+', '-', row.name)}.log"
     started = time.monotonic()
     lines = []
     environment = os.environ | {"SHOAL_TEST_SIZE": "long"}
