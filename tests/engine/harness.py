@@ -44,6 +44,7 @@ def null_engine(
     pages: int = 64,
     page_size: int = 4,
     vocabulary: int = 50,
+    reserved: int = 0,
     max_running: int = 8,
     max_length: int | None = None,
     order: str | Policy = "fcfs",
@@ -82,7 +83,7 @@ def null_engine(
         max_running=max_running,
         max_length=max_length or pages * page_size,
     )
-    executor = NullExecutor(pages, page_size, vocabulary, Ticks(), fail=fail)
+    executor = NullExecutor(pages, page_size, vocabulary, Ticks(), reserved=reserved, fail=fail)
     return Engine(table, memory, scheduler, executor)
 
 
@@ -97,13 +98,13 @@ def request(name: str, prompt, max_tokens: int = 8, end_ids=(END,), **params) ->
 
 def expected(engine: Engine, request: Request) -> list[int]:
     """The answer by the plain definition: one token after the other, no pages, no batch."""
-    ids = request.prompt.tolist()
+    ids, null = request.prompt.tolist(), engine.executor
     ends = () if request.params.ignore_eos else request.end_ids
     stops = {*ends, *request.params.stop_token_ids}
     limit = min(len(ids) + request.params.max_tokens, engine.scheduler.max_length)
     floor = len(ids) + request.params.min_tokens
     while len(ids) < limit:
-        ids.append(next_token(np.array(ids, dtype=np.int32), engine.executor.vocabulary))
+        ids.append(next_token(np.array(ids, dtype=np.int32), null.vocabulary, getattr(null, "reserved", 0)))
         if ids[-1] in stops and len(ids) > floor:
             break
     return ids[len(request.prompt) :]

@@ -243,8 +243,10 @@ def test_attention(sessions, case: Case, name: str, threads: int) -> None:
     session, attention = sessions[name, threads], Attention(case)
     whole = [(run, start, count) for run, (start, count) in enumerate(case.runs)]
     together = attention.compiled(session, whole)
+    # A key that the two round to bfloat16 from either side of a border differs by a whole unit there.
+    near = {"atol": 2e-3, "rtol": 1e-2} if case.dtype == torch.bfloat16 else {"atol": 2e-4, "rtol": 2e-4}
     for found, wanted in zip(together, attention.plain()):
-        torch.testing.assert_close(found, wanted, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(found, wanted, **near)
     for run, start, count in whole:
         alone = attention.compiled(session, [(run, start, count)])[0]
         assert torch.equal(alone, together[run]), "other bits alone"

@@ -157,6 +157,7 @@ def test_the_demo_model(tmp_path: Path) -> None:
         if path != files.path:
             save(theirs, path)
         runs = generate(load(path), prompts, size(16, 32), rng, page_size=16, chunk=64)
-        excused = compare(runs, reference_logits(theirs, runs), prompts)
+        # Its logits reach 40, and its sums have 2,048 terms: float32 in another order is that far off.
+        excused = compare(runs, reference_logits(theirs, runs), prompts, within=4e-4)
         print(f"{path.name}: {excused} near-ties among {len(prompts)} rows")
     shutil.rmtree(tmp_path)

@@ -31,22 +31,22 @@ def test_what_each_shares_is_in_the_request():
     assert sorted(by_name) == sorted(item.id for item in REQUESTS)
     assert [REQUESTS[row].id for row in found.plan.order] == [item.id for item in found.requests]
     (prefix,) = by_name["a"].path
-    assert (prefix.tokens, prefix.members) == (8, 3)
+    assert (prefix.tokens, prefix.members) == (8, 2)
     assert prefix.node in found.nodes
     assert found.nodes.start == 10
-    assert by_name["a"].path == by_name["b"].path == by_name["scored"].path
+    assert by_name["a"].path == by_name["b"].path
+    assert (by_name["scored"].path, by_name["scored"].shared) == ((), 0), "its own prompt is scored"
     assert [shared.members for shared in by_name["twice"].path] == [2]
     assert by_name["alone"].path == ()
-    order = [item.id for item in found.requests]
-    assert order.index("scored") < min(order.index("a"), order.index("b")), "it computes all in any case"
-    assert found.plan.total == 9 + 2 + 1 + 5 + 5 + 1
+    assert found.plan.total == 9 + 10 + 1 + 5 + 5 + 1
 
 
 @pytest.mark.parametrize("name", ["arrival", "sorted"])
 def test_without_a_plan_nothing_changes_but_the_order(name):
     found = plan_requests(make("reuse", name), REQUESTS, 4, 64)
     assert sorted(item.id for item in found.requests) == sorted(item.id for item in REQUESTS)
-    assert all((item.path, item.domain, item.shared) == ((), 0, None) for item in found.requests)
+    assert all((item.path, item.domain) == ((), 0) for item in found.requests)
+    assert all(item.shared == (0 if item.id == "scored" else None) for item in found.requests)
 
 
 def test_nothing_to_plan():

@@ -35,7 +35,6 @@ LARGEST = 0.15
 """Share of the budget that one step may take."""
 LOOK = 3.0
 """Seconds that a look at the machine's speed of the moment may take."""
-FIRST_PAGE: I32 = np.zeros(1, dtype=np.int32)
 ENDLESS = Constraint(kind="regex", value="(yes|no|maybe)*")
 PARAMS = {
     PLAIN: SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True),
@@ -135,10 +134,6 @@ class _Bench:
         if executor.page_size >= longest:
             self.pages = self.most_runs = min(executor.pages, PLACES)
             self.depth = max(1, min(longest, tokens // self.pages))
-        self.order = np.arange(self.pages, dtype=np.int32)
-        if executor.page_size < longest:
-            # In a pool that has been used for a while, the pages of a sequence lie anywhere.
-            self.order = np.random.default_rng(0).permutation(self.order)
         self.found: list[tuple[StepShape, float]] = []
         self.step = 0
 
@@ -166,9 +161,9 @@ class _Bench:
         """Write something finite into the pages that will be read, so that reading them is reading memory."""
         self._measure([Stretch(0, 1)], "warming up", repeats=1)
         size = min(self.executor.page_size, self.depth)
-        self._submit(_plan([Stretch(0, size)], self.executor.page_size, FIRST_PAGE, self._next()))
+        self._submit(_plan([Stretch(0, size)], self.executor.page_size, self.pages, self._next()))
         moves = np.array([[0, page, size] for page in range(1, self.pages)], dtype=np.int32).reshape(-1, 3)
-        one = _plan([Stretch(0, 1)], self.executor.page_size, FIRST_PAGE, self._next(), moves)
+        one = _plan([Stretch(0, 1)], self.executor.page_size, self.pages, self._next(), moves)
         self._submit(one)
         self.found.clear()
 
@@ -249,7 +244,7 @@ class _Bench:
     def _measure(self, probe: Probe, what: str, kind: int = PLAIN, repeats: int = REPEATS) -> None:
         """Once to warm up, then the median of some repeats; where one alone is long, it is not repeated."""
         self.progress(what, min(1.0, (self.clock() - self.began) / self.budget))
-        plan = _plan(probe, self.executor.page_size, self.order, self._next())
+        plan = _plan(probe, self.executor.page_size, self.pages, self._next())
         first = self._submit(plan)
         took: list[float] = []
         while len(took) < repeats and sum(took) + first < self.enough:
@@ -284,9 +279,9 @@ def _request(slot: int, kind: int) -> Request:
     return Request(id=f"calibration-{slot}", prompt=np.zeros(1, dtype=np.int32), params=PARAMS[kind])
 
 
-def _plan(probe: Probe, page_size: int, order: I32, step: int, moves: I32 = NO_MOVES) -> StepPlan:
-    """The plan of a synthetic step: stretch i is slot i; their pages follow each other in ``order``, and
-    begin again at its first when it is used up."""
+def _plan(probe: Probe, page_size: int, pages: int, step: int, moves: I32 = NO_MOVES) -> StepPlan:
+    """The plan of a synthetic step: stretch i is slot i; their pages lie side by side, and begin again at the
+    first when the pool is used up."""
     start = np.array([stretch.start for stretch in probe], dtype=np.int32)
     rows = np.array([stretch.rows for stretch in probe], dtype=np.int32)
     first = (rows.cumsum() - rows).astype(np.int32)
@@ -305,6 +300,6 @@ def _plan(probe: Probe, page_size: int, order: I32, step: int, moves: I32 = NO_M
         rows=rows,
         first_page=(count.cumsum() - count).astype(np.int32),
         page_count=count,
-        pages=order[np.arange(count.sum()) % len(order)],
+        pages=np.arange(count.sum(), dtype=np.int32) % np.int32(pages),
         moves=moves,
     )

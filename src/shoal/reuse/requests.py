@@ -45,8 +45,13 @@ def plan_requests(
     """
     hashes = PageHashes(page_size)
     lengths = np.array([len(request.prompt) for request in requests], dtype=np.int32)
-    for request, length in zip(requests, lengths):
-        hashes.add(request.prompt, np.array([length], dtype=np.int32))
+    for row, (request, length) in enumerate(zip(requests, lengths)):
+        ids = request.prompt
+        if request.params.prompt_logprobs is not None:
+            # It reads nothing that others list, and what it lists depends on who came before it: it is left
+            # out of all sharing, with a beginning that is nobody else's.
+            ids = np.concatenate([[-1 - row], ids[1:]]).astype(np.int32)
+        hashes.add(ids, np.array([length], dtype=np.int32))
     room = longest - lengths
     asked = [request.params.max_tokens for request in requests]
     answer = np.array([left if most is None else min(most, left) for most, left in zip(asked, room)])
@@ -58,9 +63,10 @@ def plan_requests(
 
 
 def _with_plan(request: Request, plan: JobPlan, row: int) -> Request:
+    alone = request.params.prompt_logprobs is not None
     found: dict[str, Any] = {
-        "path": plan.path(row),
+        "path": () if alone else plan.path(row),
         "domain": plan.domain(row),
-        "shared": plan.shared(row),
+        "shared": 0 if alone else plan.shared(row),
     }
     return msgspec.structs.replace(request, **found)
