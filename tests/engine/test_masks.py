@@ -27,7 +27,7 @@ OBJECT = json.dumps(
 
 
 def compiler(tokenizer) -> MaskCompiler:
-    return MaskCompiler(tokenizer.backend, tokenizer.vocabulary_size + PADDING, [tokenizer.eos_id])
+    return MaskCompiler(lambda: tokenizer.backend, tokenizer.vocabulary_size + PADDING, [tokenizer.eos_id])
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -223,7 +223,7 @@ def test_tokens_are_spelled_as_they_decode(known):
 
 
 def test_a_tokenizer_of_unknown_bytes_is_refused():
-    masks = MaskCompiler(word_piece().backend, 9, [0])
+    masks = MaskCompiler(lambda: word_piece().backend, 9, [0])
     with pytest.raises(CallerError, match="not known"):
         masks.compile(Constraint(kind="choice", value=("a",)))
 

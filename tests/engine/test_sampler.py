@@ -348,7 +348,9 @@ def test_a_grammar_holds_whatever_the_logits_say(temperature):
     tokenizer = byte_level()
     vocabulary = tokenizer.vocabulary_size + 7
     choices = ("yes", "no way", "日本語")
-    sampler = Sampler(vocabulary, masks=MaskCompiler(tokenizer.backend, vocabulary, [tokenizer.eos_id]))
+    sampler = Sampler(
+        vocabulary, masks=MaskCompiler(lambda: tokenizer.backend, vocabulary, [tokenizer.eos_id])
+    )
     constraint = Constraint(kind="choice", value=choices)
     count = 12
     for slot in range(count):
@@ -371,7 +373,7 @@ def test_a_grammar_holds_whatever_the_logits_say(temperature):
 
 def test_a_grammar_that_grows_too_complex_fails_its_row_alone():
     tokenizer = byte_level()
-    masks = MaskCompiler(tokenizer.backend, tokenizer.vocabulary_size, [tokenizer.eos_id])
+    masks = MaskCompiler(lambda: tokenizer.backend, tokenizer.vocabulary_size, [tokenizer.eos_id])
     sampler = Sampler(tokenizer.vocabulary_size, masks=masks)
     pattern = Constraint(kind="regex", value="((a{1,100}){1,100}){1,100}")
     sampler.open(0, request(temperature=0.0, constraint=pattern))

@@ -32,7 +32,8 @@ def pack(session: native.Session, weight: Tensor, bias: Tensor | None = None) ->
     """A packed copy, and the storage that it lies in."""
     room = torch.full((native.padded_rows(len(weight)), weight.shape[1]), torch.nan, dtype=weight.dtype)
     room[: len(weight)] = weight
-    return session.pack(room[: len(weight)], bias), room
+    session.pack(room[: len(weight)])
+    return native.matrix(room[: len(weight)], bias), room
 
 
 def product(session: native.Session, x: Tensor, matrix: native.Matrix, dtype: torch.dtype) -> Tensor:

@@ -27,7 +27,9 @@ def load(
     weights = load_weights(architecture, TensorReader(files), dtype, "cpu")
     if compiled is None:
         compiled = native.available()
-    return CompiledModel(architecture, weights, 2) if compiled else Model(architecture, weights)
+    return (
+        CompiledModel(architecture, weights, native.Session(2)) if compiled else Model(architecture, weights)
+    )
 
 
 @dataclass

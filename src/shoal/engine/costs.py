@@ -154,6 +154,6 @@ def _has_masks(model: object) -> bool:
     if not isinstance(model, StoredModel):
         return False
     try:
-        return model.masks is not None
+        return model.tokenizer is not None
     except OperatorError:
         return False

@@ -100,12 +100,12 @@ class MaskCompiler:
     """Compiles constraints for one model, and keeps them. Safe to call from several threads.
 
     Args:
-        backend: the tokenizer, a ``tokenizers.Tokenizer``.
+        backend: gives the tokenizer, a ``tokenizers.Tokenizer``; asked with the first constraint.
         vocabulary: columns of the model's logits; ids the tokenizer does not know are never allowed.
         end_ids: the tokens that end an answer.
     """
 
-    def __init__(self, backend: Any, vocabulary: int, end_ids: Sequence[int]) -> None:
+    def __init__(self, backend: Callable[[], Any], vocabulary: int, end_ids: Sequence[int]) -> None:
         self.vocabulary = vocabulary
         self._backend = backend
         self._end_ids = [int(token) for token in end_ids]
@@ -164,7 +164,7 @@ class MaskCompiler:
         """
         import llguidance
 
-        wrapper = llguidance.TokenizerWrapper(_Spelled(self._backend, self.vocabulary, self._end_ids))
+        wrapper = llguidance.TokenizerWrapper(_Spelled(self._backend(), self.vocabulary, self._end_ids))
         return llguidance.LLTokenizer(wrapper, eos_token=self._end_ids or None)
 
 

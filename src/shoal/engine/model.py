@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -66,14 +68,24 @@ class StoredModel:
             "chat_template": hashlib.blake2b((self.chat_template or "").encode(), digest_size=8).hexdigest(),
         }
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         return self.files.tokenizer()
+
+    def read_ahead(self) -> None:
+        """Build the tokenizer on a thread of its own, while somebody else reads the weights. What is wrong
+        with it is said to whoever asks for it."""
+        if self.files.has_tokenizer:
+            threading.Thread(target=self._build_tokenizer, name="tokenizer", daemon=True).start()
+
+    def _build_tokenizer(self) -> None:
+        with suppress(Exception):
+            self.files.tokenizer()
 
     @cached_property
     def masks(self) -> MaskCompiler:
         """Shared with the sampler, so that a constraint checked beforehand is not compiled again."""
-        return MaskCompiler(self.tokenizer.backend, self.vocabulary, self.end_ids)
+        return MaskCompiler(lambda: self.tokenizer.backend, self.vocabulary, self.end_ids)
 
     def render(self, messages: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
         """A conversation as the model was trained on it, special tokens included.

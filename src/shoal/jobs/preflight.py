@@ -130,11 +130,10 @@ class Preflight:
 
     def _encode(self, texts: list[str], special: bool) -> list[Ids | CallerError]:
         """Ids of each text, in parallel; where one cannot be encoded, its refusal in its place."""
-        tokenizer = self._model.tokenizer
         if not texts:
             return []
         try:
-            return list(tokenizer.encode_batch(texts, add_special=special))
+            return list(self._model.tokenizer.encode_batch(texts, add_special=special))
         except CallerError as error:
             if len(texts) == 1:
                 return [error]

@@ -12,6 +12,8 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int64, c_void
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 TILE = 16
@@ -74,11 +76,18 @@ class Step(Structure):
     ]
 
 
+STAGES = ("embed", "norms", "q/k/v", "place", "attention", "output", "gate and up", "activation", "down")
+"""What a step is divided into where somebody looks."""
+BLOCKS = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+"""GGUF's types of blocks that ``Session.decode`` reads."""
+
 _CALLS: dict[str, tuple[list[object], object]] = {
     "shoal_open": ([c_int, c_char_p], c_void_p),
     "shoal_close": ([c_void_p], None),
     "shoal_name": ([c_void_p], c_char_p),
     "shoal_pack": ([c_void_p, c_void_p, c_int64, c_int64, c_int], c_int),
+    "shoal_decode": ([c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int], c_int),
+    "shoal_watch": ([c_void_p, c_void_p], None),
     "shoal_unpack": ([c_void_p, POINTER(Matrix), c_int, c_void_p, c_int64, c_void_p], c_int),
     "shoal_product": ([c_void_p, c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int], c_int),
     "shoal_forward": ([c_void_p, POINTER(Model), POINTER(Cache), POINTER(Step), c_void_p], c_int),
@@ -149,7 +158,7 @@ class Session:
         """Call a ``shoal_<name>`` that takes no memory and cannot fail."""
         getattr(self._library, f"shoal_{name}")(self._handle, *arguments)
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    def pack(self, weight: Tensor) -> None:
         """Pack a matrix (outputs, inputs) where it lies; ``weight`` means nothing to torch from then on.
 
         Its storage reaches to a whole number of tiles: see ``padded_rows``.
@@ -159,7 +168,31 @@ class Session:
         needed = padded_rows(outputs) * inputs * weight.itemsize
         assert weight.untyped_storage().nbytes() - weight.storage_offset() * weight.itemsize >= needed
         self.call("pack", weight.data_ptr(), outputs, inputs, int(weight.itemsize == 2))
-        return Matrix(weight.data_ptr(), None if bias is None else bias.data_ptr(), outputs, inputs)
+
+    def decode(self, stored: str, blocks: npt.NDArray[np.uint8], out: Tensor) -> None:
+        """Blocks of a GGUF type, shape (n, bytes of a block), to ``out``, contiguous, float32 or bfloat16."""
+        assert out.is_contiguous()
+        assert blocks.flags.c_contiguous
+        kind, narrow = BLOCKS.index(stored), int(out.itemsize == 2)
+        self.call("decode", kind, blocks.ctypes.data, len(blocks), out.data_ptr(), narrow)
+
+    def watch(self) -> None:
+        """Add up, from now on, how long each stage of a step takes."""
+        self._seconds = np.zeros(len(STAGES))
+        self.call_plain("watch", self._seconds.ctypes.data)
+
+    def unwatch(self) -> None:
+        """Add up no longer."""
+        self.call_plain("watch", None)
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds by STAGES while they were added up."""
+        return dict(zip(STAGES, self._seconds.tolist()))
+
+
+def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    """What products take of a packed weight, and of the bias (outputs,) where there is one, of its type."""
+    return Matrix(weight.data_ptr(), None if bias is None else bias.data_ptr(), *weight.shape)
 
 
 def padded_rows(rows: int) -> int:

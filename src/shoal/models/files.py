@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
+import numpy as np
 
 from shoal.core.errors import OperatorError
 from shoal.models import demo
@@ -40,6 +42,7 @@ _WANTED = [
     "chat_template*",
 ]
 # Texts that end a turn in the families shoal knows; a GGUF file often names only one end id.
+_CONTROL = 3
 _END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>")
 
 
@@ -70,6 +73,8 @@ class ModelFiles:
         self.config = config
         self.tensors = tensors
         self._header = header
+        self._tokenizer: Tokenizer | None = None
+        self._building = threading.Lock()
         self.generation_config = {} if header else _optional_json(path / "generation_config.json")
         self._tokenizer_config = {} if header else _tokenizer_config(path)
 
@@ -85,15 +90,24 @@ class ModelFiles:
         return max(sizes, key=lambda stored: sizes[stored])
 
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer, built on the first call.
+        """The model's tokenizer, built on the first call; two threads get the same one.
 
         Raises:
             OperatorError: missing, damaged, or of a kind that shoal does not know.
         """
+        with self._building:
+            if self._tokenizer is None:
+                self._tokenizer = self._build_tokenizer()
         return self._tokenizer
 
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is one, sound or not."""
+        if self._header is not None:
+            return "tokenizer.ggml.tokens" in self._header.metadata
+        return (self.path / "tokenizer.json").is_file()
+
+    def _build_tokenizer(self) -> Tokenizer:
         if self._header is not None:
             return gguf_tokenizer(self._header.metadata, str(self.path))
         file = self.path / "tokenizer.json"
@@ -138,14 +152,14 @@ class ModelFiles:
         return tuple(sorted(set(stated)))
 
     def _gguf_end_ids(self, header: GgufHeader) -> tuple[int, ...]:
-        found = []
+        found: list[int] = []
         for name in ("eos", "eot", "eom"):
             found += _ids(header.metadata.get(f"tokenizer.ggml.{name}_token_id"), self.path)
-        types = header.metadata.get("tokenizer.ggml.token_type")
-        for text in _END_OF_TURN:
-            number = self.tokenizer().token_to_id(text)
-            if number is not None and types is not None and types[number] == 3:
-                found.append(number)
+        # Looked up in the file itself: building a large tokenizer takes longer than all else before loading.
+        tokens, types = (header.metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+        if isinstance(tokens, list) and isinstance(types, np.ndarray) and len(types) == len(tokens):
+            control = np.flatnonzero(types == _CONTROL).tolist()
+            found += [number for number in control if tokens[number] in _END_OF_TURN]
         return tuple(sorted(set(found)))
 
     @cached_property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf.quants import dequantize as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.kernels import native
 from shoal.models.gguf import BLOCK_TYPES
 from shoal.models.tensors.dequantize import DECODERS, dequantize
 from tests.sizes import size
@@ -45,3 +47,24 @@ def test_equals_the_gguf_package(stored: str, seed: int, count: int) -> None:
 def test_all_block_types_are_covered() -> None:
     plain = {"F32", "F16", "BF16"}
     assert set(DECODERS) == set(SCALES) == set(LAYOUT) - plain
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("stored", sorted(DECODERS))
+@settings(max_examples=size(30, 1000), deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(0, 300), threads=st.sampled_from([1, 2, 4]))
+def test_the_compiled_twin_gives_the_same_bits(stored: str, seed: int, count: int, threads: int) -> None:
+    blocks = random_blocks(stored, count, seed)
+    plain = np.empty((count, LAYOUT[stored][0]), np.float32)
+    dequantize(blocks, stored, plain)
+    session = native.Session(threads)
+    for dtype in (torch.float32, torch.bfloat16):
+        out = torch.full(plain.shape, torch.nan, dtype=dtype)
+        session.decode(stored, blocks, out)
+        wanted = torch.from_numpy(plain).to(dtype)
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        assert torch.equal(out.view(bits), wanted.view(bits))
+
+
+def test_the_compiled_twin_knows_every_type() -> None:
+    assert set(native.BLOCKS) == set(DECODERS)

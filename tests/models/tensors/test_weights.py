@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shoal.core.errors import OperatorError
+from shoal.kernels import native
 from shoal.models.architecture import Architecture
 from shoal.models.registry import read_architecture
 from shoal.models.tensors import weights
@@ -30,8 +31,8 @@ CONFIG = {
 class Source:
     tensors: dict[str, torch.Tensor]
 
-    def read(self, name: str, rows: slice | None, dtype: torch.dtype) -> torch.Tensor:
-        return self.tensors[name][rows or slice(None)].to(dtype)
+    def fill(self, name: str, start: int, out: torch.Tensor) -> None:
+        out.copy_(self.tensors[name][start : start + len(out)])
 
 
 @pytest.fixture
@@ -62,6 +63,29 @@ def test_parts_stand_one_below_the_other_and_norms_are_factors(
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("slice_bytes", [1, 300, 5000, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_packed_as_they_are_read_are_packed_alike(
+    architecture: Architecture, source: Source, slice_bytes: int, dtype: torch.dtype, monkeypatch
+) -> None:
+    monkeypatch.setattr(weights, "SLICE_BYTES", slice_bytes)
+    session = native.Session(2)
+    packed = load_weights(architecture, source, dtype, "cpu", session=session)
+    plain = load_weights(architecture, source, dtype, "cpu")
+    assert packed.packed
+    assert not plain.packed
+    for parameter in architecture.parameters():
+        ours, theirs = packed.tensors[parameter.name], plain.tensors[parameter.name]
+        if parameter.role == "matrix":
+            session.pack(theirs)
+            rows = native.padded_rows(len(ours))
+            ours, theirs = (
+                tensor.as_strided((rows, tensor.shape[1]), tensor.stride()) for tensor in (ours, theirs)
+            )
+        assert torch.equal(ours, theirs), parameter.name
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -76,7 +100,7 @@ def test_tensors_that_do_not_fit_are_refused_before_any_is_read(
     architecture: Architecture, source: Source, change, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(source.tensors)
-    monkeypatch.setattr(Source, "read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(Source, "fill", lambda *_: pytest.fail("read"))
     with pytest.raises(OperatorError, match=said) as caught:
         load_weights(architecture, source, torch.float32, "cpu")
     assert len(str(caught.value)) < 500
@@ -106,10 +130,14 @@ def test_random_weights_depend_on_seed_and_name_alone(
 ) -> None:
     monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 100)
     source, name = dummy_source(architecture, 3), "model.embed_tokens.weight"
-    whole = source.read(name, None, torch.float32)
-    assert torch.equal(source.read(name, slice(5, 17), torch.float32), whole[5:17])
-    assert torch.equal(dummy_source(architecture, 3).read(name, None, torch.float32), whole)
-    assert not torch.equal(dummy_source(architecture, 4).read(name, None, torch.float32), whole)
+    whole, part, same, other = (torch.empty(rows, 16) for rows in (50, 12, 50, 50))
+    source.fill(name, 0, whole)
+    source.fill(name, 5, part)
+    dummy_source(architecture, 3).fill(name, 0, same)
+    dummy_source(architecture, 4).fill(name, 0, other)
+    assert torch.equal(part, whole[5:17])
+    assert torch.equal(same, whole)
+    assert not torch.equal(other, whole)
     assert len({float(row[0]) for row in whole}) == len(whole)
     assert 0.017 < float(whole.std()) < 0.023
     loaded = load_weights(architecture, source, torch.float32, "cpu")

@@ -13,6 +13,7 @@ from shoal.engine.masks import MaskCompiler
 from shoal.engine.model import StoredModel
 from shoal.engine.tensors.model_executor import ModelExecutor
 from shoal.engine.tensors.sampler import Sampler
+from shoal.kernels.native import Session
 from shoal.models.tensors.compiled import CompiledModel
 from shoal.models.tensors.model import Model
 from shoal.models.tensors.read import TensorReader
@@ -36,11 +37,12 @@ def model_executor(prepared: Prepared, progress: Callable[[int, int], None] | No
     torch.set_num_threads(prepared.threads)
     device = _device(config.device)
     dummy = config.load_format == "dummy"
-    source = dummy_source(architecture, config.seed) if dummy else TensorReader(model.files)
-    weights = load_weights(architecture, source, DTYPES[prepared.dtype], device, progress)
-    compiled = prepared.kernels == "compiled"
+    session = Session(prepared.threads) if prepared.kernels == "compiled" else None
+    source = dummy_source(architecture, config.seed) if dummy else TensorReader(model.files, session)
+    model.read_ahead()
+    weights = load_weights(architecture, source, DTYPES[prepared.dtype], device, progress, session)
     return ModelExecutor(
-        CompiledModel(architecture, weights, prepared.threads) if compiled else Model(architecture, weights),
+        CompiledModel(architecture, weights, session) if session else Model(architecture, weights),
         Sampler(model.vocabulary, device, _masks(model)),
         prepared.pages,
         config.page_size,
@@ -60,10 +62,7 @@ def device_memory(device: str) -> int:
 
 def _masks(model: StoredModel) -> MaskCompiler | None:
     """Ids can be computed without a tokenizer; who then asks for a constraint is told so by the sampler."""
-    try:
-        return model.masks
-    except OperatorError:
-        return None
+    return model.masks if model.files.has_tokenizer else None
 
 
 def _device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 // What Python calls: a session with its threads and scratch, the walk through the stages of a model, and single
 // kernels for tests. Every call returns 0, or -1 where memory is not to be had.
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -8,15 +9,24 @@
 #include <vector>
 
 #include "abi.h"
+#include "blocks.h"
 #include "team.h"
 
 namespace {
+
+// What a layer's time is divided into; native.py names them.
+enum Stage { EMBED, NORM, QKV, PLACE, ATTENTION, OUTPUT, GATE_UP, ACTIVATE, DOWN };
+
+double seconds_now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 struct Session {
     Session(int threads, const Kernels *kernels) : team(threads), kernels(kernels) {}
     Team team;
     const Kernels *kernels;
     std::mutex one_call;
+    double *watched = nullptr;  // seconds by Stage, while somebody looks
     std::vector<float> x, normed, wide, mixed, scratch;
     std::vector<int32_t> order, run_of_row, common, row_order, sorted_run;
     std::vector<int> counters;
@@ -120,6 +130,15 @@ struct Walk {
     Session *session;
     Work *w;
     int thread;
+    mutable double since = 0;
+
+    // What passed since the last mark is this stage's: thread 0 speaks for all, its waits included.
+    void mark(Stage stage) const {
+        if (thread || !session->watched) return;
+        double now = seconds_now();
+        session->watched[stage] += now - since;
+        since = now;
+    }
 
     template <class F>
     void rows(F one) const {
@@ -168,27 +187,38 @@ struct Walk {
     void attention(const Layer &l, int *counters) const {
         rows([&](int64_t row) { session->kernels->place(w, &l, row); });
         session->team.meet();
+        mark(PLACE);
         session->kernels->attend(w, &l, counters, thread);
         session->team.meet();
+        mark(ATTENTION);
     }
 
     void layer(const Layer &l, int *counters) const {
         norm(l.attention_before, l.epsilon);
+        mark(NORM);
         product(w->normed, l.qkv, w->wide, PUT, counters);
+        mark(QKV);
         attention(l, counters + 1);
         add(w->mixed, l.output, l.attention_after, l.epsilon, counters + 2);
+        mark(OUTPUT);
         norm(l.mlp_before, l.epsilon);
+        mark(NORM);
         product(w->normed, l.gate_up, w->wide, PUT, counters + 3);
+        mark(GATE_UP);
         rows([&](int64_t row) {
             session->kernels->activate(w->wide + row * 2 * l.intermediate, w->mixed + row * l.intermediate,
                                        l.intermediate, l.activation);
         });
         session->team.meet();
+        mark(ACTIVATE);
         add(w->mixed, l.down, l.mlp_after, l.epsilon, counters + 4);
+        mark(DOWN);
     }
 
     void all() const {
+        if (session->watched) since = seconds_now();
         embed();
+        mark(EMBED);
         for (int64_t i = 0; i < w->model->layer_count; i++) layer(w->model->layers[i], w->counters + 5 * i);
     }
 };
@@ -236,10 +266,32 @@ const char *shoal_name(void *handle) { return ((Session *)handle)->kernels->name
 
 int shoal_pack(void *handle, void *data, int64_t outputs, int64_t inputs, int bf16) {
     return guarded(handle, [&](Session &session) {
-        std::vector<float> tile(16 * inputs);
-        session.kernels->pack(data, outputs, inputs, bf16, tile.data());
+        int64_t tiles = (outputs + 15) / 16, threads = session.team.size(), size = bf16 ? 2 : 4;
+        float *scratch = room(session.scratch, threads * 16 * inputs);
+        on_team(session, [&](int thread) {
+            int64_t first = 16 * (tiles * thread / threads), last = 16 * (tiles * (thread + 1) / threads);
+            last = std::min(last, outputs);
+            if (first < last)
+                session.kernels->pack((char *)data + first * inputs * size, last - first, inputs, bf16,
+                                      scratch + thread * 16 * inputs);
+        });
     });
 }
+
+// GGUF blocks to float32 or bf16, threads side by side.
+int shoal_decode(void *handle, int type, const uint8_t *blocks, int64_t count, void *out, int bf16) {
+    return guarded(handle, [&](Session &session) {
+        BlockShape shape = BLOCK_SHAPES[type];
+        int64_t threads = session.team.size(), size = shape.elements * (bf16 ? 2 : 4);
+        on_team(session, [&](int thread) {
+            int64_t first = count * thread / threads, last = count * (thread + 1) / threads;
+            decode_blocks((BlockType)type, blocks + first * shape.bytes, last - first, (char *)out + first * size, bf16);
+        });
+    });
+}
+
+// From now on seconds of the stages of every step are added to these, in the order of Stage; null: no longer.
+void shoal_watch(void *handle, double *seconds) { ((Session *)handle)->watched = seconds; }
 
 int shoal_unpack(void *handle, const Matrix *matrix, int bf16, const int64_t *rows, int64_t count, float *out) {
     return guarded(handle, [&](Session &session) {

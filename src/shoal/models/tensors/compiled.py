@@ -57,18 +57,17 @@ class CompiledModel:
 
     Args:
         weights: on the CPU; their tensors mean nothing to torch afterwards.
-        threads: that compute.
-        kernels: see ``native.Session``.
+        session: computes; it has packed the weights, or packs them now.
     """
 
     invariant = True
 
-    def __init__(self, architecture: Architecture, weights: Weights, threads: int, kernels: str = "") -> None:
+    def __init__(self, architecture: Architecture, weights: Weights, session: native.Session) -> None:
         self.architecture = architecture
         self.weights = weights
         self.device = weights.device
         self.dtype = weights.dtype
-        self.session = native.Session(threads, kernels)
+        self.session = session
         self._tensors = weights.tensors
         self._rotaries = list(dict.fromkeys(layer.attention.rotary for layer in architecture.layers))
         assert len(self._rotaries) <= native.MOST_TURNS
@@ -157,7 +156,10 @@ class CompiledModel:
         return None if tensor is None else tensor.data_ptr()
 
     def _matrix(self, name: str) -> native.Matrix:
-        return self.session.pack(self._tensors[name], self._tensors.get(name + ".bias"))
+        weight, bias = self._tensors[name], self._tensors.get(name + ".bias")
+        if not self.weights.packed:
+            self.session.pack(weight)
+        return native.matrix(weight, bias)
 
     def _reach(self, positions: int) -> None:
         """Rotary tables of at least so many positions."""

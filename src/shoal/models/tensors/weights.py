@@ -6,7 +6,7 @@ Rows are converted straight into the tensor that stays, so that memory never hol
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from shoal.core.errors import OperatorError
-from shoal.kernels.native import padded_rows
+from shoal.kernels.native import TILE, Session, padded_rows
 from shoal.models.architecture import Architecture, Parameter, Part
 
-SLICE_BYTES = 4 << 20
+SLICE_BYTES = 8 << 20
 BLOCK_ELEMENTS = 1 << 20
 
 
@@ -32,18 +32,22 @@ class TensorSource(Protocol):
     @property
     def tensors(self) -> Mapping[str, HasShape]: ...
 
-    def read(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        """The tensor, or some of its rows, as ``dtype`` in main memory; not to be written to."""
+    def fill(self, name: str, start: int, out: Tensor) -> None:
+        """Rows of the tensor from ``start`` on into ``out``, as many as it has and as its type."""
         ...
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Every parameter of an architecture under its name there; norms are float32 factors."""
+    """Every parameter of an architecture under its name there; norms are float32 factors.
+
+    packed: whether matrices lie as the compiled kernels want them, and mean nothing to torch.
+    """
 
     tensors: Mapping[str, Tensor]
     dtype: torch.dtype
     device: torch.device
+    packed: bool = False
 
     @property
     def bytes(self) -> int:
@@ -56,11 +60,13 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
+    session: Session | None = None,
 ) -> Weights:
     """All parameters of ``architecture`` from ``source``.
 
     Args:
         progress: called with the bytes in place so far and their total.
+        session: packs each stretch of a matrix as soon as it is read, while caches hold it.
 
     Raises:
         OperatorError: a tensor is missing, of another shape, or not one the architecture has (named); or
@@ -78,17 +84,19 @@ def load_weights(
     }
     for parameter in architecture.parameters():
         target = tensors[parameter.name]
-        row = 0
-        for part in parameter.parts:
-            end = row + part.shape[0]
-            _copy(target[row:end], source, stored[part.name])
-            row = end
+        packed = 0
+        for filled in _fill(target, parameter, source, stored):
+            if session is not None and parameter.role == "matrix":
+                ready = filled if filled == len(target) else filled - filled % TILE
+                if ready > packed:
+                    session.pack(target[packed:ready])
+                packed = ready
         if parameter.shift:
             target += parameter.shift
         done += target.nbytes
         if progress is not None:
             progress(done, total)
-    return Weights(tensors, dtype, device)
+    return Weights(tensors, dtype, device, packed=session is not None)
 
 
 def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> dict[str, str]:
@@ -140,15 +148,23 @@ def _allocate(parameter: Parameter, dtype: torch.dtype, device: torch.device, to
         ) from error
 
 
-def _copy(target: Tensor, source: TensorSource, name: str) -> None:
-    rows = target.shape[0]
-    step = max(1, SLICE_BYTES // max(1, target.nbytes // rows))
-    if step >= rows:
-        target.copy_(source.read(name, None, target.dtype))
-        return
-    for row in range(0, rows, step):
-        taken = slice(row, min(row + step, rows))
-        target[taken].copy_(source.read(name, taken, target.dtype))
+def _fill(
+    target: Tensor, parameter: Parameter, source: TensorSource, stored: Mapping[str, str]
+) -> Iterator[int]:
+    """Read all parts of a parameter, a few rows at a time; yields how many rows are there."""
+    step = max(1, SLICE_BYTES // max(1, target.nbytes // len(target)))
+    first = 0
+    for part in parameter.parts:
+        rows = part.shape[0]
+        for row in range(0, rows, step):
+            end = min(row + step, rows)
+            out = target[first + row : first + end]
+            staged = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
+            source.fill(stored[part.name], row, staged)
+            if staged is not out:
+                out.copy_(staged)
+            yield first + end
+        first += rows
 
 
 class DummySource:
@@ -167,19 +183,17 @@ class DummySource:
                 if parameter.role == "norm":
                     self._norms[part.name] = 1.0 - parameter.shift
 
-    def read(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        shape = self.tensors[name].shape
-        start, stop, _ = (rows or slice(None)).indices(shape[0])
+    def fill(self, name: str, start: int, out: Tensor) -> None:
+        shape, stop = self.tensors[name].shape, start + len(out)
         if name in self._norms:
-            return torch.full((stop - start, *shape[1:]), self._norms[name], dtype=dtype)
+            out.fill_(self._norms[name])
+            return
         height = max(1, BLOCK_ELEMENTS // (shape[1] if len(shape) == 2 else 1))
-        result = torch.empty(stop - start, *shape[1:], dtype=dtype)
         for block in range(start // height, -(-stop // height)):
             first = block * height
             drawn = self._block(name, block, (min(height, shape[0] - first), *shape[1:]))
             low, high = max(start, first), min(stop, first + len(drawn))
-            result[low - start : high - start] = drawn[low - first : high - first]
-        return result
+            out[low - start : high - start] = drawn[low - first : high - first]
 
     def _block(self, name: str, block: int, shape: tuple[int, ...]) -> Tensor:
         # The generator takes no more than 32 bits of its seed.
