@@ -12,8 +12,8 @@ help:
 	@echo 'make demo        label a file with a real model (Gemma 3 270M); ROWS=40 for a short one'
 	@echo 'make test        every promise at small sizes, under 8 minutes on 2 cores'
 	@echo 'make check       ruff, mypy, import doors'
-	@echo 'make test-long   the same tests at full sizes; WHAT=run or WHAT=plan picks a table'
-	@echo 'make acceptance  the rows of one table, with figures; WHAT=run or WHAT=plan'
+	@echo 'make test-long   the same tests at full sizes; WHAT=run, plan or speed picks a table'
+	@echo 'make acceptance  the rows of one table, with figures; WHAT=run, plan or speed'
 	@echo 'make reproduce   every experiment at small size, without a clock'
 	@echo 'make pages       docs/policies.md and docs/systems/ renewed from the docstrings'
 	@echo 'make bench       everything judged by a clock'
@@ -50,7 +50,7 @@ acceptance: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/shoal bench
 
 reproduce: $(STAMP)
 	$(BIN)/shoal reproduce all --quick

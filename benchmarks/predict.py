@@ -2,7 +2,7 @@
 
     python benchmarks/predict.py [--jobs demo,shared,mixed] [--repeat 3] [--quick] [--steps]
 
-``demo`` is the job of ``make demo``, by its own commands; the others are those of ``benchmarks/jobs.py`` on
+``demo`` is the job of ``make demo``, by its own commands; the others are those of ``shoal bench`` on
 llama135m with random weights, under default policies. Each repeat measures the machine anew. ``--steps``
 shows where measured and predicted seconds of steps part. The last line is the result as JSON; the exit code
 is 0 if each job's median ratio of predicted to measured is within ``--within`` of 1, and computed tokens are
@@ -27,9 +27,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.bench import POOL, request
-from benchmarks.jobs import JOBS, LLAMA_135M, Job
 from examples.demo import command
+from shoal.bench.jobs import JOBS, LLAMA_135M, Job
+from shoal.bench.measure import POOL, requests
 from shoal.core.config import EngineConfig
 from shoal.core.cost import StepShape, shape_of
 from shoal.core.request import Request
@@ -58,13 +58,6 @@ class Watched:
             self.steps.append((shape_of(plan), clock() - begin))
 
         engine.executor.submit = timed  # type: ignore[method-assign]
-
-
-def requests(job: Job) -> list[Request]:
-    return [
-        request(str(i), prompt, output)
-        for i, (prompt, output) in enumerate(zip(job.prompts, job.outputs, strict=True))
-    ]
 
 
 def compare(job: Job, folder: str, options: argparse.Namespace, clock: Clock) -> dict[str, Any]:
@@ -178,7 +171,9 @@ def main() -> int:
                 if name == DEMO:
                     found = compare_demo(options)
                 else:
-                    job = JOBS[name](np.random.default_rng(options.seed), options.quick)
+                    job = JOBS[name](
+                        np.random.default_rng(options.seed), LLAMA_135M["vocab_size"], options.quick
+                    )
                     found = compare(job, folder, options, clock)
                 results.append(found)
                 print(

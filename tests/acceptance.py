@@ -35,6 +35,7 @@ class Row:
     test: bool = True
 
 
+SHOAL = (sys.executable, "-m", "shoal.cli.main")
 SYSTEMS = ("batchllm", "sarathi-serve", "flover")
 CLAIMS = r"(pass|FAIL|not judged|needs \w+) *$|claims hold"
 
@@ -70,7 +71,7 @@ TABLES = {
         ),
         Row(
             "first look at speed",
-            (sys.executable, "benchmarks/bench.py"),
+            (*SHOAL, "bench"),
             r"[a-z].*\d",
             test=False,
         ),
@@ -84,7 +85,7 @@ TABLES = {
         *(
             Row(
                 f"{system} with seed {seed}",
-                (sys.executable, "-m", "shoal.cli.main", "reproduce", system, "--seed", seed),
+                (*SHOAL, "reproduce", system, "--seed", seed),
                 CLAIMS,
                 test=False,
             )
@@ -113,6 +114,34 @@ TABLES = {
                 "tests/cli/test_calibrate.py",
             ),
         ),
+    ),
+    "speed": (
+        *(
+            Row(
+                f"at least {least} of the limit: {jobs}",
+                (*SHOAL, "bench", jobs, "--dtype", "bfloat16", "--repeat", "3", "--at-least", least),
+                r"[a-z].*\d",
+                test=False,
+            )
+            for jobs, least in (("shared,mixed,decode", "0.8"), ("single,forest", "0.7"))
+        ),
+        Row("roofline", (*SHOAL, "bench", "roofline"), r"\d", test=False),
+        *(
+            Row(
+                f"{system} with seed {seed}",
+                (*SHOAL, "reproduce", system, "--seed", seed),
+                CLAIMS,
+                test=False,
+            )
+            for system in ("hydragen", "vattention")
+            for seed in "012"
+        ),
+        Row("the same bits", tests("tests/engine/test_same_bits.py")),
+        Row("kernels and their twins", tests("tests/kernels", "tests/models/tensors")),
+        Row("kernels under sanitizers", ("make", "sanitize"), r"\d+ passed|ERROR|FAILED", test=False),
+        Row("start-up", (sys.executable, "benchmarks/startup.py"), r"median", test=False),
+        Row("memory", tests("tests/engine/test_memory.py", "tests/models/test_load_memory.py", "-s")),
+        Row("the contest", ("make", "bench-peers"), r"\d", test=False),
     ),
 }
 

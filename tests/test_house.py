@@ -10,7 +10,7 @@ from pathlib import Path
 import shoal
 
 ROOT = Path(__file__).resolve().parents[1]
-HOT = ("shoal.kernels", "shoal.models.tensors", "shoal.engine.tensors")
+HOT = ("shoal.kernels", "shoal.models.tensors", "shoal.engine.tensors", "shoal.bench.tensors")
 
 COLD_IMPORT = """
 import importlib, sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from shoal.jobs.tables import FORMS
 FILE = click.Path(path_type=Path)
 
 
-def engine_flags(command: Any) -> Any:
-    """What ``shoal.core.config.EngineConfig`` is made from."""
+def engine_flags(command: Any = None, *, model: str | None = None) -> Any:
+    """What ``shoal.core.config.EngineConfig`` is made from; ``model`` is the one where none is named."""
+    if command is None:
+        return partial(engine_flags, model=model)
     flags = [
         click.option(
             "--model",
-            required=True,
+            required=model is None,
+            default=model,
+            show_default=model is not None,
             help="Hugging Face id or folder, a GGUF file, 'demo', or 'null': no model at all, tokens are a "
             "function of the prompt's bytes (for tests and dry runs).",
         ),

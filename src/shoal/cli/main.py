@@ -23,6 +23,7 @@ class Commands(click.Group):
         "run": ("shoal.cli.run:run", "Answer a file of prompts."),
         "plan": ("shoal.cli.plan:plan", "Say what a run would cost, without running it."),
         "calibrate": ("shoal.cli.calibrate:calibrate", "Measure what steps cost on this machine."),
+        "bench": ("shoal.cli.bench:bench", "Say how fast jobs run here, and where the time goes."),
         "policies": ("shoal.cli.policies:policies", "List systems and policies."),
         "reproduce": ("shoal.cli.reproduce:reproduce", "Run the experiment that justifies a system."),
     }
