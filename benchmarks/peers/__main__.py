@@ -149,7 +149,8 @@ class Contest:
         environment: str = "",
     ) -> Iterator[Process]:
         """A contestant that is loaded, warmed up and stopped; in shoal's environment unless one is named."""
-        start = Start(str(path), self.options.threads, pool, workload.LONGEST, variant)
+        longest = min(workload.LONGEST, pool or workload.LONGEST)
+        start = Start(str(path), self.options.threads, pool, longest, variant)
         python = str(ENVIRONMENTS[environment].python) if environment else sys.executable
         command = [python, "-m", f"benchmarks.peers.contestants.{module}", json.dumps(vars(start))]
         self.say(f"{name} loads {path.name}")

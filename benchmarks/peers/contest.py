@@ -75,7 +75,14 @@ def pair(ours: Runner, theirs: Runner, job: Path, outputs: list[int], watch: Wat
 
 
 def measure(
-    record: Record, cell: Cell, ours: Runner, theirs: Runner, job: Path, outputs: list[int], say: Say
+    record: Record,
+    cell: Cell,
+    ours: Runner,
+    theirs: Runner,
+    job: Path,
+    outputs: list[int],
+    say: Say,
+    watch: Watch = _watch,
 ) -> None:
     """Pairs until the cell is whole; the record is on disk after each.
 
@@ -85,7 +92,7 @@ def measure(
     cell.ours, cell.theirs, cell.failed = cell.ours | ours.about, cell.theirs | theirs.about, ""
     while not cell.whole:
         try:
-            cell.pairs.append(pair(ours, theirs, job, outputs))
+            cell.pairs.append(pair(ours, theirs, job, outputs, watch))
         except Mismatch as error:
             cell.void = str(error)
         except Unavailable as error:

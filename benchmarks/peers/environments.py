@@ -27,6 +27,8 @@ class Environment:
     Attributes:
         steps: arguments of one ``pip install`` each; ``{torch}`` is the minor version of torch that the steps
             before brought.
+        without: distributions that the steps bring along and that must go: torchvision and torchaudio of the
+            index are built for another torch than its CPU one, and transformers breaks where it finds them.
         named: the distributions whose versions are told.
         variables: set while pip runs.
     """
@@ -35,6 +37,7 @@ class Environment:
     steps: tuple[tuple[str, ...], ...]
     named: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ("torchvision", "torchaudio")
 
     @property
     def folder(self) -> Path:
@@ -77,7 +80,7 @@ def install(environment: Environment) -> dict[str, str]:
         Unavailable: pip gave up; its log is ``pip.log`` in the environment's folder.
     """
     done = environment.folder / "versions.json"
-    recipe = json.dumps([environment.steps, environment.variables])
+    recipe = json.dumps([environment.steps, environment.variables, environment.without])
     if done.is_file() and (found := json.loads(done.read_text()))["recipe"] == recipe:
         return found["versions"]
     environment.folder.mkdir(parents=True, exist_ok=True)
@@ -89,14 +92,15 @@ def install(environment: Environment) -> dict[str, str]:
             torch = _versions(environment, ("torch",)).get("torch", "")
             held = [f"torch=={torch}"] if torch else []
             words = [word.format(torch=".".join(torch.split(".")[:2])) for word in step]
-            _pip(environment, [*words, *held], log)
+            _pip(environment, ["install", *words, *held], log)
+        _pip(environment, ["uninstall", "--yes", *environment.without], log)
     versions = _versions(environment, environment.named)
     done.write_text(json.dumps({"recipe": recipe, "versions": versions}))
     return versions
 
 
 def _pip(environment: Environment, words: list[str], log: Any) -> None:
-    command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", *words]
+    command = [str(environment.python), "-m", "pip", "--disable-pip-version-check", *words]
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,

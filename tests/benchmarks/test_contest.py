@@ -45,17 +45,12 @@ def watch_of(*disturbed):
     return watch
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setattr(contest, "_watch", watch_of())
-
-
 def cell(key="one"):
     return Cell("llama135m", "shared", "vllm", {"sources": key}, sum(OUTPUTS), wanted=5)
 
 
-def measure(record, found, ours, theirs, tmp_path):
-    contest.measure(record, found, ours, theirs, tmp_path / "job.json", OUTPUTS, lambda text: None)
+def measure(record, found, ours, theirs, tmp_path, say=lambda text: None):
+    contest.measure(record, found, ours, theirs, tmp_path / "job.json", OUTPUTS, say, watch_of())
 
 
 def test_one_runs_while_the_other_is_stopped(tmp_path):
@@ -101,7 +96,7 @@ def test_a_cut_run_goes_on_where_it_was(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        contest.measure(record, record.cell(cell()), ours, theirs, tmp_path / "job.json", OUTPUTS, cut)
+        measure(record, record.cell(cell()), ours, theirs, tmp_path, cut)
     again = Record.read(record.path)
     found = again.cell(cell())
     assert len(found.pairs) == 2

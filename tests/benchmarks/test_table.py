@@ -81,13 +81,13 @@ def test_disturbed_pairs_are_told(tmp_path):
 
 
 def test_the_rest_of_the_page_stays(tmp_path):
-    (tmp_path / table.PAGE).write_text(f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\n## After\n")
+    (tmp_path / table.PAGE).write_text(f"# Title\n\n{table.BEGIN}\nformer words\n{table.END}\n\n## After\n")
     record = record_of(tmp_path, cell("vllm", (1.0, 2.0)))
     files = table.publish(record, tmp_path)
     once = (tmp_path / table.PAGE).read_text()
     assert once.startswith("# Title\n")
     assert once.endswith("\n\n## After\n")
-    assert "old" not in once
+    assert "former words" not in once
     assert "A Processor (AVX2), 2 threads" in once
     assert "**vllm** (vllm 1.0): a=1. Cold by: reset." in once
     assert json.loads((tmp_path / table.NUMBERS).read_text())["machine"] == MACHINE

@@ -20,7 +20,7 @@ class OpenVino:
         self.properties = {
             "INFERENCE_PRECISION_HINT": "bf16",
             "INFERENCE_NUM_THREADS": start.threads,
-            "KV_CACHE_PRECISION": start.variant.get("kv", "bf16"),
+            "KV_CACHE_PRECISION": "bf16",
         }
         self.scheduler = openvino_genai.SchedulerConfig()
         asked = {
@@ -32,8 +32,13 @@ class OpenVino:
         asked |= {"cache_size": 4} if start.kv_tokens is None else {"num_kv_blocks": start.kv_tokens // BLOCK}
         for name, value in asked.items():
             setattr(self.scheduler, name, value)
+        try:
+            self.pipeline = self._pipeline()
+        except RuntimeError:
+            # The other type of 16 bits: a processor without AVX-512 is refused a cache in bf16.
+            self.properties["KV_CACHE_PRECISION"] = "f16"
+            self.pipeline = self._pipeline()
         self.settings = [f"{name}={value}" for name, value in (self.properties | asked).items()]
-        self.pipeline = self._pipeline()
 
     def _pipeline(self) -> openvino_genai.ContinuousBatchingPipeline:
         return openvino_genai.ContinuousBatchingPipeline(self.model, self.scheduler, "CPU", self.properties)

@@ -75,7 +75,7 @@ class Shoal:
             for finished in engine.step(time.perf_counter()).finished:
                 if finished.error is not None:
                     raise finished.error
-                found[int(finished.id)] = list(finished.tokens)
+                found[int(finished.request.id)] = list(finished.tokens)
         return found
 
 

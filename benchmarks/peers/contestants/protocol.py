@@ -120,4 +120,6 @@ def _run(contestant: Contestant, job: Job, out: Path) -> dict[str, Any]:
 def one_line(error: BaseException) -> str:
     """The error's kind and the first line that says something, for a table."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    # OpenVINO's texts begin with the places in its sources.
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or lines
+    return f"{type(error).__name__}: {telling[0][:300]}" if telling else type(error).__name__
