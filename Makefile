@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WHAT ?= run
 ROWS ?=
 
-.PHONY: help install demo test check format test-long acceptance bench reproduce pages sanitize clean
+.PHONY: help install demo test check format test-long acceptance bench bench-peers reproduce pages sanitize clean
 
 help:
 	@echo 'make demo        label a file with a real model (Gemma 3 270M); ROWS=40 for a short one'
@@ -17,6 +17,7 @@ help:
 	@echo 'make reproduce   every experiment at small size, without a clock'
 	@echo 'make pages       docs/policies.md and docs/systems/ renewed from the docstrings'
 	@echo 'make bench       everything judged by a clock'
+	@echo 'make bench-peers the five jobs against other engines; PEERS=, JOBS=, MODELS=, PAIRS= pick cells'
 	@echo 'make sanitize    the tests of the compiled kernels under address and undefined-behaviour sanitizers'
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard src/shoal/kernels/native/*)
@@ -51,6 +52,10 @@ acceptance: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/shoal bench
+
+bench-peers: $(STAMP)
+	$(BIN)/python -m benchmarks.peers $(if $(PEERS),--peers $(PEERS)) $(if $(JOBS),--jobs $(JOBS)) \
+	$(if $(MODELS),--models $(MODELS)) $(if $(PAIRS),--pairs $(PAIRS))
 
 reproduce: $(STAMP)
 	$(BIN)/shoal reproduce all --quick

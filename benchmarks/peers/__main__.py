@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from shoal.bench.jobs import JOBS, Job
 
 from benchmarks.peers import environments, models, table, workload
 from benchmarks.peers.contest import OURS, measure
@@ -30,6 +29,7 @@ from benchmarks.peers.environments import ENVIRONMENTS, HOME, ROOT, Unavailable
 from benchmarks.peers.process import Process
 from benchmarks.peers.record import Cell, Record, sources_digest
 from benchmarks.peers.roster import MODELS, PAIRS, PEERS, Peer
+from shoal.bench.jobs import JOBS, Job
 from shoal.engine import machine
 
 DOCS = ROOT / "docs"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.bench.jobs import JOBS
-
 from benchmarks.peers.record import Cell
 from benchmarks.peers.roster import LLAMA, PEERS, THRESHOLDS
+from shoal.bench.jobs import JOBS
 from shoal.experiments import picture
 from shoal.experiments.claims import Outcome, Trial
 

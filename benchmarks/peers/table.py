@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shoal.bench.jobs import JOBS
-
 from benchmarks.peers import picture
 from benchmarks.peers.record import Cell, Record
 from benchmarks.peers.roster import MODELS, PEERS, SHARES, THRESHOLDS
+from shoal.bench.jobs import JOBS
 
 PAGE, NUMBERS, PICTURE = "benchmarks.md", "peers.json", "peers.svg"
 BEGIN, END = "<!-- contest: begin -->", "<!-- contest: end -->"

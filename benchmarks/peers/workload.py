@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shoal.bench.jobs import JOBS, Job
 
 from benchmarks.peers.environments import ROOT
 from benchmarks.peers.models import GEMMA_BEGIN
 from benchmarks.peers.roster import GEMMA
+from shoal.bench.jobs import JOBS, Job
 
 SEED = 0
 LONGEST = 2048
@@ -57,7 +57,6 @@ def _measure_limits(folder: Path, model: str, names: list[str], threads: int, qu
     from shoal.bench.limit import limit_of
     from shoal.bench.tensors.rates import MeasuredRates
     from shoal.bench.work import least_work
-
     from shoal.models.registry import read_architecture
 
     architecture = read_architecture(json.loads((folder / "config.json").read_text()), str(folder))

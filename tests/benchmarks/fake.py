@@ -24,7 +24,9 @@ class Fake:
             raise ValueError("this processor\nis too old")
         print("libraries print what they like")
         if "beat" in self.variant:
-            self.child = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.fake", self.variant["beat"]])
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "tests.benchmarks.fake", self.variant["beat"]]
+            )
         self.settings = [f"threads={start.threads}"]
 
     def cold(self, job: Job) -> None:
