@@ -10,7 +10,13 @@ from pathlib import Path
 import shoal
 
 ROOT = Path(__file__).resolve().parents[1]
-HOT = ("shoal.kernels", "shoal.models.tensors", "shoal.engine.tensors", "shoal.bench.tensors")
+HOT = (
+    "shoal.kernels",
+    "shoal.models.tensors",
+    "shoal.engine.tensors",
+    "shoal.bench.tensors",
+    "shoal.experiments.tensors",
+)
 
 COLD_IMPORT = """
 import importlib, sys

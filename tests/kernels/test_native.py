@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -256,6 +256,45 @@ def test_attention(sessions, case: Case, name: str, threads: int) -> None:
             first = attention.compiled(session, [(run, start, cut)])[0]
             second = attention.step(session, [(run, start + cut, count - cut)])[0]
             assert torch.equal(torch.cat([first, second]), together[run]), "other bits in two chunks"
+
+
+def read_once(attention: Attention) -> int:
+    """Positions that one row of each run has to read: a whole block on the same pages once for all."""
+    case, total = attention.case, 0
+    for block in range(max(attention.ends) // 128 + 1):
+        least, readers = -(-(block + 1) * 128 // case.page_size), {}
+        for run, end in enumerate(attention.ends):
+            if end > block * 128:
+                pages = tuple(attention.pages[run][:least])
+                key = pages if len(pages) == least else run
+                readers[key] = max(readers.get(key, 0), min(end - block * 128, 128))
+        total += sum(readers.values())
+    return total * case.kv_heads
+
+
+@given(
+    case=st.builds(
+        replace,
+        cases,
+        runs=st.lists(st.tuples(st.integers(0, 700), st.just(1)), min_size=1, max_size=12),
+        shared=st.sampled_from([0, 128, 200, 256, 500]),
+        window=st.none(),
+    ),
+    name=st.sampled_from(SETS),
+    threads=st.sampled_from([1, 2, 5]),
+)
+@settings(max_examples=size(40, 1000), deadline=None)
+def test_what_rows_share_is_read_once_whatever_the_threads(sessions, case, name, threads) -> None:
+    session, attention = sessions[name, threads], Attention(case)
+    whole = [(run, start, 1) for run, (start, _) in enumerate(case.runs)]
+    together = attention.compiled(session, whole)
+    before = session.positions_read
+    attention.step(session, whole)
+    assert session.positions_read - before == read_once(attention)
+    alone = native.Session(threads, name, share=False)
+    apart = attention.step(alone, whole)
+    assert alone.positions_read == sum(attention.ends) * case.kv_heads
+    assert all(torch.equal(one, other) for one, other in zip(apart, together)), "other bits without sharing"
 
 
 def test_threads_survive_a_fork_and_calls_from_other_threads(sessions) -> None:

@@ -24,6 +24,7 @@ from shoal.experiments.registry import description, registry
 
 RESULTS = "## Reproduced"
 """Everything from this heading on comes from a run."""
+IN_FORCE = "No policy: it is part of the compiled kernels, and in force wherever they compute."
 QUESTIONS = {
     "order": "Who is next?",
     "admission": "How many rows in this step, and may this one enter?",
@@ -43,22 +44,29 @@ def write_page(outcome: Outcome, drawn: Path | None, folder: Path) -> Path:
 
 def static_part(name: str) -> str:
     """What a system's page says without a run."""
-    policy = policies.registry("policy").get(name)
     lead, _, rest = description(name).partition("\n\n")
     parts = [
         f"# {name}",
-        prose(inspect.getdoc(policy) or ""),
-        "## Switch it on",
-        f"It answers {_answers(policy)}.",
-        f"```sh\nshoal run IN.jsonl -o OUT.jsonl --model MODEL --policy {name}\n```",
-        f'```python\nllm = LLM(MODEL, policy="{name}")\n```',
-        _parameters(policy),
+        *(_policy(name) if name in policies.POLICIES["policy"] else [IN_FORCE]),
         "## The experiment",
         prose(lead),
         prose(rest),
         f"```sh\nshoal reproduce {name}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _policy(name: str) -> list[str]:
+    """What a system's policy is, and how to choose it."""
+    policy = policies.registry("policy").get(name)
+    return [
+        prose(inspect.getdoc(policy) or ""),
+        "## Switch it on",
+        f"It answers {_answers(policy)}.",
+        f"```sh\nshoal run IN.jsonl -o OUT.jsonl --model MODEL --policy {name}\n```",
+        f'```python\nllm = LLM(MODEL, policy="{name}")\n```',
+        _parameters(policy),
+    ]
 
 
 def results(outcome: Outcome, drawn: Path | None) -> str:

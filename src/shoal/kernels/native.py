@@ -82,9 +82,10 @@ BLOCKS = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """GGUF's types of blocks that ``Session.decode`` reads."""
 
 _CALLS: dict[str, tuple[list[object], object]] = {
-    "shoal_open": ([c_int, c_char_p], c_void_p),
+    "shoal_open": ([c_int, c_char_p, c_int], c_void_p),
     "shoal_close": ([c_void_p], None),
     "shoal_name": ([c_void_p], c_char_p),
+    "shoal_positions_read": ([c_void_p], c_int64),
     "shoal_pack": ([c_void_p, c_void_p, c_int64, c_int64, c_int], c_int),
     "shoal_decode": ([c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int], c_int),
     "shoal_watch": ([c_void_p, c_void_p], None),
@@ -125,18 +126,20 @@ class Session:
         threads: that work on a step together; they sleep between steps.
         kernels: the instruction set by name (``portable``, ``AVX2``); by default, and where the processor
             lacks the one named, the widest it has.
+        share: whether attention reads what several runs have on the same pages once for all of them; the
+            results are the same bits.
 
     Raises:
         MemoryError: there is none left; so does every call.
         RuntimeError: the kernels were not built.
     """
 
-    def __init__(self, threads: int, kernels: str = "") -> None:
+    def __init__(self, threads: int, kernels: str = "", share: bool = True) -> None:
         library = _library()
         if library is None:
             raise RuntimeError("the compiled kernels were not built")
         self._library = library
-        self._handle = library.shoal_open(threads, kernels.encode())
+        self._handle = library.shoal_open(threads, kernels.encode(), int(share))
         if not self._handle:
             raise MemoryError("no memory for the compiled kernels' threads")
 
@@ -148,6 +151,12 @@ class Session:
     def name(self) -> str:
         """The instruction set in use."""
         return self._library.shoal_name(self._handle).decode()
+
+    @property
+    def positions_read(self) -> int:
+        """Positions of K and V that attention has read so far, each once for all queries it is scored with
+        together, over all layers and heads of K and V."""
+        return self._library.shoal_positions_read(self._handle)
 
     def call(self, name: str, *arguments: object) -> None:
         """Call ``shoal_<name>`` on this session."""

@@ -53,9 +53,14 @@ struct Work {
     int32_t *common;                    // (runs,), whole blocks a run shares with the one before it in order
     int32_t *row_order;                 // (rows,), rows in the order of runs
     int32_t *sorted_run;                // (rows,), which run in order a sorted row belongs to
+    int32_t groups;                     // sorted rows that attention takes together
+    int32_t *group_first;               // (groups + 1,), sorted rows
+    int32_t *group_low, *group_high;    // (groups,), their lowest and highest position
     int *counters;                      // one a stage: the next task
-    float *scratch;                     // one piece a thread
-    int64_t scratch_size;               // floats a thread
+    float *scratch;                     // of attention: a desk a thread, and what threads work on together
+    int64_t desk_size;                  // floats
+    int64_t *turns;                     // (threads - 1, rows), which block a row merges next
+    int64_t *read;                      // positions that attention has read, over heads of K and V
     int32_t threads;
 };
 
@@ -82,7 +87,7 @@ struct Kernels {
     void (*place)(const Work *work, const Layer *layer, int64_t row);       // norms, turns, K and V to the cache
     void (*attend)(const Work *work, const Layer *layer, int *counter, int thread);
     void (*activate)(const float *gate_up, float *out, int64_t size, int64_t activation);
-    int64_t (*attend_scratch)(const Work *work);                           // floats a thread needs
+    int64_t (*attend_scratch)(Work *work);                                 // its floats; says the size of a desk
 };
 
 extern const Kernels kernels_portable;

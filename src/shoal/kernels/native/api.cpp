@@ -22,13 +22,16 @@ double seconds_now() {
 }
 
 struct Session {
-    Session(int threads, const Kernels *kernels) : team(threads), kernels(kernels) {}
+    Session(int threads, const Kernels *kernels, bool share) : team(threads), kernels(kernels), share(share) {}
     Team team;
     const Kernels *kernels;
+    bool share;        // whether attention reads what several runs have on the same pages once for all of them
+    int64_t read = 0;  // positions
     std::mutex one_call;
     double *watched = nullptr;  // seconds by Stage, while somebody looks
     std::vector<float> x, normed, wide, mixed, scratch;
-    std::vector<int32_t> order, run_of_row, common, row_order, sorted_run;
+    std::vector<int32_t> order, run_of_row, common, row_order, sorted_run, group_first, group_low, group_high;
+    std::vector<int64_t> turns;
     std::vector<int> counters;
 };
 
@@ -44,6 +47,10 @@ const Kernels *supported(const char *name) {
     return found;
 }
 
+constexpr int64_t MOST_GROUP = 32;  // rows, where they share nothing or belong to one long run
+constexpr int64_t LEAST_CUT = 4;    // rows of a run that read it together, however few there are
+constexpr int64_t SHORT_RUN = 8;
+
 template <class T>
 T *room(std::vector<T> &buffer, size_t size) {
     if (buffer.size() < size) buffer.resize(size + size / 4);
@@ -56,7 +63,7 @@ int64_t pages_of(const Work &w, int32_t run) {
 }
 
 // Runs whose pages begin alike become neighbours; `common` is how many whole blocks they read together.
-void arrange(Work &w, int64_t split) {
+void arrange(Work &w, int64_t split, bool share) {
     const Step &s = w.step;
     for (int32_t run = 0; run < s.runs; run++) {
         w.order[run] = run;
@@ -74,7 +81,7 @@ void arrange(Work &w, int64_t split) {
     for (int32_t i = 0; i < s.runs; i++) {
         int32_t run = w.order[i];
         w.common[i] = 0;
-        if (i) {
+        if (i && share) {
             int64_t least = std::min(pages_of(w, run), pages_of(w, w.order[i - 1]));
             const int32_t *mine = pages(run);
             int64_t same = std::mismatch(mine, mine + least, pages(w.order[i - 1])).first - mine;
@@ -85,6 +92,35 @@ void arrange(Work &w, int64_t split) {
             w.sorted_run[row] = i;
         }
     }
+}
+
+// Sorted rows are cut into groups that attention takes together: enough of them for all threads, but rows of short
+// runs that share a block stay together.
+void group(Work &w) {
+    const Step &s = w.step;
+    int64_t heads = w.model->layer_count ? w.model->layers[0].kv_heads : 1, wanted = 4 * w.threads;
+    int64_t height = std::clamp((s.rows * heads + wanted - 1) / wanted, (int64_t)1, MOST_GROUP);
+    auto tied = [&](int32_t i) {
+        return i > 0 && i < s.runs && w.common[i] > 0 && s.run_rows[w.order[i]] <= SHORT_RUN &&
+               s.run_rows[w.order[i - 1]] <= SHORT_RUN;
+    };
+    w.groups = 0;
+    for (int32_t row = 0, first = 0; row < s.rows; row++) {
+        int32_t i = w.sorted_run[row], taken = row - first;
+        int32_t rows = s.run_rows[w.order[i]], position = s.position[w.row_order[row]];
+        bool begins = !row || i != w.sorted_run[row - 1], cut = !row;
+        if (row && begins && !tied(i)) cut = taken >= height || tied(i - 1) || tied(i + 1);
+        if (row && !begins && rows > SHORT_RUN) cut = taken >= std::max(height, LEAST_CUT);
+        if (cut) {
+            first = row;
+            w.group_first[w.groups] = row;
+            w.group_low[w.groups] = w.group_high[w.groups] = position;
+            w.groups++;
+        }
+        w.group_low[w.groups - 1] = std::min(w.group_low[w.groups - 1], position);
+        w.group_high[w.groups - 1] = std::max(w.group_high[w.groups - 1], position);
+    }
+    w.group_first[w.groups] = (int32_t)s.rows;
 }
 
 int64_t widest(const Model &m) {
@@ -119,9 +155,15 @@ Work prepare(Session &session, const Model *model, const Cache *cache, const Ste
     w.sorted_run = room(session.sorted_run, rows);
     w.counters = room(session.counters, 5 * model->layer_count + 1);
     std::fill_n(w.counters, 5 * model->layer_count + 1, 0);
-    w.scratch_size = session.kernels->attend_scratch(&w);
-    w.scratch = room(session.scratch, w.scratch_size * w.threads);
-    arrange(w, 128);
+    w.group_first = room(session.group_first, rows + 1);
+    w.group_low = room(session.group_low, rows);
+    w.group_high = room(session.group_high, rows);
+    w.turns = room(session.turns, (w.threads - 1) * rows);
+    std::fill_n(w.turns, (w.threads - 1) * rows, 0);
+    w.read = &session.read;
+    arrange(w, 128, session.share);
+    group(w);
+    w.scratch = room(session.scratch, session.kernels->attend_scratch(&w));
     return w;
 }
 
@@ -252,15 +294,19 @@ void run_product(Session &session, const float *x, int64_t rows, const Matrix *m
 extern "C" {
 
 // A session of so many threads, on the widest instruction set there is, or on the one named; null: no memory.
-void *shoal_open(int threads, const char *name) {
+// share 0: attention reads everything for each run by itself.
+void *shoal_open(int threads, const char *name, int share) {
     try {
-        return new Session(threads, supported(name));
+        return new Session(threads, supported(name), share);
     } catch (const std::exception &) {
         return nullptr;
     }
 }
 
 void shoal_close(void *handle) { delete (Session *)handle; }
+
+// Positions that attention has read so far, over layers and heads of K and V.
+int64_t shoal_positions_read(void *handle) { return ((Session *)handle)->read; }
 
 const char *shoal_name(void *handle) { return ((Session *)handle)->kernels->name; }
 

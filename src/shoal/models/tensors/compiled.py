@@ -125,6 +125,20 @@ class CompiledModel:
         self.session.call("forward", model, ctypes.byref(shape), step, hidden.data_ptr())
         return hidden
 
+    def attention(self, inputs: CompiledInputs, cache: CompiledCache, wide: Tensor) -> Tensor:
+        """The first layer's attention alone, (R, heads * head_size), float32; writes K and V to ``cache``.
+
+        Args:
+            wide: (R, (heads + 2 * kv_heads) * head_size), float32: q, k and v of every row; q and k turn.
+        """
+        layer = self._layers[0]
+        layer.keys, layer.values = cache.keys[0].data_ptr(), cache.values[0].data_ptr()
+        mixed = torch.empty(inputs.rows, layer.heads * layer.head_size)
+        shape = native.Cache(cache.pages, cache.page_size)
+        model, step = ctypes.byref(self._model), ctypes.byref(inputs.step)
+        self.session.call("attention", model, ctypes.byref(shape), step, wide.data_ptr(), mixed.data_ptr())
+        return mixed
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The head stage: (n, hidden) to (n, vocabulary), float32."""
         hidden = hidden.contiguous()
