@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +156,23 @@ def test_a_measurement_with_other_kernels_is_another(model):
     one, other = (prepare(EngineConfig(**model, kernels=name)) for name in ("plain", "auto"))
     assert (one.identity.key == other.identity.key) == (one.kernels == other.kernels)
     assert (one.model.identity == other.model.identity) == (one.kernels == other.kernels)
+
+
+@pytest.mark.parametrize(
+    ("stored", "isa", "kernels", "wanted"),
+    [
+        ("bfloat16", "AVX-512 BF16", "auto", "bfloat16"),
+        ("bfloat16", "AMX", "auto", "bfloat16"),
+        ("bfloat16", "AVX2", "auto", "float32"),
+        ("bfloat16", "AVX-512 BF16", "plain", "float32"),
+        ("float32", "AVX-512 BF16", "auto", "float32"),
+    ],
+)
+def test_weights_keep_their_type_where_the_processor_multiplies_it(
+    model, monkeypatch, stored, isa, kernels, wanted
+):
+    monkeypatch.setattr(machine, "compiled", lambda: True)
+    monkeypatch.setattr(machine, "isa", lambda: isa)
+    Path(model["model"], "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": stored}))
+    assert prepare(EngineConfig(**model, kernels=kernels)).dtype == wanted
+    assert prepare(EngineConfig(**model, kernels=kernels, dtype="float32")).dtype == "float32"

@@ -39,14 +39,14 @@ def pack(session: native.Session, weight: Tensor, bias: Tensor | None = None) ->
 def product(session: native.Session, x: Tensor, matrix: native.Matrix, dtype: torch.dtype) -> Tensor:
     y = torch.full((len(x), matrix.outputs), torch.nan)
     narrow = int(dtype == torch.bfloat16)
-    session.call("product", x.data_ptr(), len(x), ctypes.byref(matrix), y.data_ptr(), narrow)
+    session.call("product", x.data_ptr(), len(x), ctypes.byref(matrix), y.data_ptr(), narrow, -1)
     return y
 
 
 @given(
     rows=st.integers(0, 40) | st.sampled_from([100, 257]),
     outputs=st.integers(1, 80),
-    inputs=st.integers(1, 70),
+    inputs=st.integers(1, 70) | st.sampled_from([700]),
     biased=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     name=st.sampled_from(SETS),
@@ -62,8 +62,9 @@ def test_product(sessions, rows, outputs, inputs, biased, dtype, name, threads, 
     session = sessions[name, threads]
     matrix, room = pack(session, weight, bias)
     found = product(session, x, matrix, dtype)
-    wanted = linear(x.double(), weight.double(), None if bias is None else bias.double())
-    torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=1e-5)
+    taken = x.bfloat16() if session.pairs and dtype == torch.bfloat16 else x
+    wanted = linear(taken.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(found.double(), wanted, atol=1e-4 + 1e-6 * inputs, rtol=1e-5)
     some = torch.randperm(rows, generator=generator)[:5]
     fewer = product(session, x[some].contiguous(), matrix, dtype)
     assert torch.equal(fewer, found[some]), "other bits in other company"
@@ -73,6 +74,80 @@ def test_product(sessions, rows, outputs, inputs, biased, dtype, name, threads, 
     session.call("unpack", ctypes.byref(matrix), narrow, chosen.data_ptr(), 3, unpacked.data_ptr())
     assert torch.equal(unpacked, weight[chosen].float())
     assert room.isfinite().all()
+
+
+@given(
+    rows=st.integers(0, 40) | st.sampled_from([100, 257]),
+    tiles=st.integers(1, 4),
+    inputs=st.integers(1, 70) | st.sampled_from([700]),
+    biased=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    name=st.sampled_from(SETS),
+    threads=st.sampled_from([1, 2, 5]),
+    activation=st.sampled_from([0, 1]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=size(60, 1000), deadline=None)
+def test_gated_product(sessions, rows, tiles, inputs, biased, dtype, name, threads, activation, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    session, outputs = sessions[name, threads], 2 * native.TILE * tiles
+    x = torch.randn(rows, inputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
+    bias = torch.randn(outputs, generator=generator).to(dtype) if biased else None
+    matrix, room = pack(session, weight, bias)
+    pairs = session.pairs and dtype == torch.bfloat16
+    found = torch.full((rows, outputs // 2), torch.nan, dtype=torch.bfloat16 if pairs else torch.float32)
+    narrow = int(dtype == torch.bfloat16)
+    pointers = x.data_ptr(), rows, ctypes.byref(matrix), found.data_ptr()
+    session.call("product", *pointers, narrow, activation)
+    both = product(session, x, matrix, dtype)
+    wanted = gated(both, ("silu", "gelu_tanh")[activation])
+    near = {"atol": 1e-2, "rtol": 1e-2} if pairs else {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(found.float(), wanted, **near)
+    assert room is not None
+
+
+@given(
+    rows=st.integers(0, 40) | st.sampled_from([100, 257]),
+    outputs=st.integers(1, 200),
+    levels=st.sampled_from([1, 2, 1000]),
+    broken=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    name=st.sampled_from(SETS),
+    threads=st.sampled_from([1, 2, 5]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=size(60, 1000), deadline=None)
+def test_best(sessions, rows, outputs, levels, broken, dtype, name, threads, seed) -> None:
+    """Few levels of logits make many of them equal."""
+    generator = torch.Generator().manual_seed(seed)
+    session = sessions[name, threads]
+    hidden = torch.randn(rows, 32, generator=generator)
+    if broken and rows:
+        hidden[0, 3] = torch.nan
+    weight = (torch.randint(0, levels, (outputs, 1), generator=generator) / levels - 0.5).expand(-1, 32)
+    matrix, room = pack(session, weight.contiguous().to(dtype))
+    norm = torch.ones(32)
+    model = native.Model(
+        bf16=int(dtype == torch.bfloat16),
+        hidden=32,
+        head=matrix,
+        head_norm=norm.data_ptr(),
+        head_epsilon=1e-5,
+    )
+    logits = torch.full((rows, outputs), torch.nan)
+    session.call("head", ctypes.byref(model), hidden.data_ptr(), rows, logits.data_ptr())
+    found = np.empty(rows, dtype=native.BEST)
+    session.call("best", ctypes.byref(model), hidden.data_ptr(), rows, found.ctypes.data)
+    values, tokens = found["value"], found["output"]
+    for row in range(rows):
+        wanted = logits[row].numpy()
+        if np.isnan(wanted).any():
+            assert np.isnan(values[row])
+        else:
+            assert values[row] == wanted.max()
+            assert tokens[row] == wanted.argmax()
+    assert room is not None
 
 
 @given(

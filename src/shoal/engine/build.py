@@ -103,8 +103,8 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
         return _prepare_null(config)
     files = open_model(config.model, config.load_format)
     architecture = read_architecture(files.config, str(files.path))
-    dtype, why = _dtype(config, files.stored_dtype)
     kernels, kernels_why = _kernels(config)
+    dtype, why = _dtype(config, files.stored_dtype, kernels)
     threads, threads_why = machine.threads(config.threads)
     weights = architecture.weight_bytes(_ITEM[dtype])
     token_bytes = architecture.kv_bytes_per_token(_ITEM[dtype])
@@ -250,10 +250,12 @@ def _prepare_null(config: EngineConfig) -> Prepared:
     return Prepared(config, NullModel(length), None, "float32", "plain", 1, pages, choices)
 
 
-def _dtype(config: EngineConfig, stored: str) -> tuple[str, str]:
+def _dtype(config: EngineConfig, stored: str, kernels: str) -> tuple[str, str]:
     if config.dtype != "auto":
         return config.dtype, "as asked"
     if config.device == "cpu":
+        if stored == "BF16" and kernels == "compiled" and machine.multiplies_bf16():
+            return "bfloat16", "as stored, and this processor multiplies it"
         return "float32", "default on CPU"
     return ("bfloat16", "as stored") if stored != "F32" else ("float32", "as stored")
 

@@ -68,6 +68,11 @@ def isa() -> str:
     return next((name for flag, name in _ISA if flag in flags), "baseline ISA")
 
 
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers; others turn them into float32 first."""
+    return isa() in ("AMX", "AVX-512 BF16")
+
+
 def processor() -> str:
     """What the processor calls itself."""
     for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():

@@ -76,23 +76,27 @@ class Step(Structure):
     ]
 
 
-STAGES = ("embed", "norms", "q/k/v", "place", "attention", "output", "gate and up", "activation", "down")
+STAGES = ("embed", "norms", "q/k/v", "place", "attention", "output", "gate and up", "down")
 """What a step is divided into where somebody looks."""
 BLOCKS = ("Q4_0", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 """GGUF's types of blocks that ``Session.decode`` reads."""
+BEST = np.dtype([("value", np.float32), ("output", np.int32)])
+"""The largest output of a row, and which it is."""
 
 _CALLS: dict[str, tuple[list[object], object]] = {
     "shoal_open": ([c_int, c_char_p, c_int], c_void_p),
     "shoal_close": ([c_void_p], None),
     "shoal_name": ([c_void_p], c_char_p),
     "shoal_positions_read": ([c_void_p], c_int64),
+    "shoal_pairs": ([c_void_p], c_int),
     "shoal_pack": ([c_void_p, c_void_p, c_int64, c_int64, c_int], c_int),
     "shoal_decode": ([c_void_p, c_int, c_void_p, c_int64, c_void_p, c_int], c_int),
     "shoal_watch": ([c_void_p, c_void_p], None),
     "shoal_unpack": ([c_void_p, POINTER(Matrix), c_int, c_void_p, c_int64, c_void_p], c_int),
-    "shoal_product": ([c_void_p, c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int], c_int),
+    "shoal_product": ([c_void_p, c_void_p, c_int64, POINTER(Matrix), c_void_p, c_int, c_int], c_int),
     "shoal_forward": ([c_void_p, POINTER(Model), POINTER(Cache), POINTER(Step), c_void_p], c_int),
     "shoal_head": ([c_void_p, POINTER(Model), c_void_p, c_int64, c_void_p], c_int),
+    "shoal_best": ([c_void_p, POINTER(Model), c_void_p, c_int64, c_void_p], c_int),
     "shoal_attention": (
         [c_void_p, POINTER(Model), POINTER(Cache), POINTER(Step), c_void_p, c_void_p],
         c_int,
@@ -157,6 +161,11 @@ class Session:
         """Positions of K and V that attention has read so far, each once for all queries it is scored with
         together, over all layers and heads of K and V."""
         return self._library.shoal_positions_read(self._handle)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether products with bfloat16 matrices take bfloat16 rows, as processors do that multiply them."""
+        return bool(self._library.shoal_pairs(self._handle))
 
     def call(self, name: str, *arguments: object) -> None:
         """Call ``shoal_<name>`` on this session."""

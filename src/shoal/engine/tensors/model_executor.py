@@ -33,6 +33,8 @@ class Computes(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
+    def best(self, hidden: torch.Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]: ...
+
 
 class ModelExecutor:
     """Implements ``shoal.core.executor.Executor``; a plan is finished when ``submit`` returns.
@@ -122,15 +124,20 @@ class ModelExecutor:
     ) -> StepResult:
         rows = plan.emitting_rows()
         run = plan.run_of_row()[rows]
-        sampled = []
-        for start in range(0, len(rows) if hidden is not None else 0, LOGIT_ROWS):
-            part = slice(start, start + LOGIT_ROWS)
-            assert hidden is not None
-            sampled.append(self._sample(plan, hidden, rows[part], run[part]))
-            for row, error in sampled[-1].failures.items():
-                failures.setdefault(int(run[start + row]), error)
         if hidden is None:
             return self._failed(plan, next(iter(failures.values())))
+        sampled = []
+        only_best = self._only_best(plan, rows, run)
+        most = len(rows) if only_best else LOGIT_ROWS
+        for start in range(0, len(rows), most or 1):
+            part = slice(start, start + most)
+            chosen = hidden.index_select(0, torch.from_numpy(rows[part]).to(hidden.device))
+            if only_best:
+                sampled.append(self.sampler.take(*self.model.best(chosen)))
+            else:
+                sampled.append(self._sample(plan, chosen, rows[part], run[part]))
+            for row, error in sampled[-1].failures.items():
+                failures.setdefault(int(run[start + row]), error)
         return StepResult(
             plan.step,
             _joined([part.tokens for part in sampled], np.int32),
@@ -149,12 +156,17 @@ class ModelExecutor:
             plan.step, nothing, self.clock(), failures=dict.fromkeys(range(plan.run_count), error)
         )
 
+    def _only_best(self, plan: StepPlan, rows: I64, run: I32) -> bool:
+        """Whether nothing but the largest logit of each row is asked for."""
+        if self.record_margins or np.any(plan.emit[rows] == EMIT_LOGPROBS):
+            return False
+        return self.sampler.plain(plan.sequence[run], plan.target[rows])
+
     def _sample(self, plan: StepPlan, hidden: torch.Tensor, rows: I64, run: I32) -> SampledRows:
-        logits = self.model.logits(hidden.index_select(0, torch.from_numpy(rows).to(hidden.device)))
         slots = plan.sequence[run]
         prompt = np.array([self._prompt[int(slot)] for slot in slots], dtype=np.int64)
         return self.sampler.sample(
-            logits,
+            self.model.logits(hidden),
             slots,
             plan.position[rows] + 1 - prompt,
             plan.target[rows],

@@ -172,6 +172,19 @@ class Sampler:
         for sparse in (self._bias, self._seen, self._ends, self._matchers):
             sparse.pop(slot, None)
 
+    def plain(self, slots: Index, target: Index) -> bool:
+        """Whether every one of these rows takes the largest of its logits as they are."""
+        columns = self._columns
+        chosen = (target == SAMPLE) & (columns["temperature"][slots] == 0.0) & ~columns["changed"][slots]
+        return bool(chosen.all())
+
+    def take(self, best: npt.NDArray[np.float32], tokens: npt.NDArray[np.int32]) -> SampledRows:
+        """Plain rows whose largest logits are found already: what ``sample`` would say of them."""
+        failures: dict[int, Exception] = {
+            int(row): _not_finite() for row in np.flatnonzero(~np.isfinite(best))
+        }
+        return SampledRows(np.where(np.isfinite(best), tokens, 0).astype(np.int32), failures=failures)
+
     def sample(
         self,
         logits: torch.Tensor,

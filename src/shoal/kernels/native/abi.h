@@ -48,7 +48,9 @@ struct Work {
     const Model *model;
     Cache cache;
     Step step;
-    float *x, *normed, *wide, *mixed;   // (rows, hidden), (rows, hidden), (rows, widest), (rows, heads * size)
+    float *x, *wide;                    // (rows, hidden), (rows, widest)
+    void *normed, *mixed;               // (rows, hidden), (rows, heads * size or intermediate): rows of products
+    int narrow;                         // those are bf16
     int32_t *order, *run_of_row;        // runs sorted so that those that share pages are neighbours
     int32_t *common;                    // (runs,), whole blocks a run shares with the one before it in order
     int32_t *row_order;                 // (rows,), rows in the order of runs
@@ -64,32 +66,43 @@ struct Work {
     int32_t threads;
 };
 
-// How a product leaves: put, added to what is there, or multiplied by the activation of the gate.
-enum Epilogue { PUT, ADD };
+// How a product leaves: put, added to what is there, the activation of its first half times its second, or only
+// the largest output of each row.
+enum Epilogue { PUT, ADD, GATE, BEST };
+
+struct Best {
+    float value;          // not a number where any output was none
+    int32_t output;       // the lowest of equal ones; -1: none seen yet
+};
+
 
 struct Product {
-    const float *x;
+    const void *x;        // (rows, inputs), float32; bf16 where Kernels::pairs and the matrix is
     int64_t x_stride, rows;
     const Matrix *matrix;
-    float *y;
+    void *y;              // (rows, outputs), float32; gated (rows, outputs / 2), of the type of x; (rows,) of Best
     int64_t y_stride;
     Epilogue epilogue;
+    int64_t activation;   // of the gate; halves of whole tiles
     int *counter;
     int32_t threads;
 };
 
 struct Kernels {
     const char *name;
+    int pairs;            // products with bf16 matrices take bf16 rows, two inputs at a time
     void (*pack)(void *data, int64_t outputs, int64_t inputs, int bf16, void *scratch);
+    void (*narrow)(const float *x, uint16_t *out, int64_t size);           // to bf16
     void (*unpack_row)(const Matrix *matrix, int bf16, int64_t row, float *out);
     void (*product)(const Product *product, int bf16);
-    void (*norm)(const float *x, const float *weight, float *out, int64_t size, float epsilon);
+    void (*norm)(const float *x, const float *weight, void *out, int64_t size, float epsilon, int bf16);
     void (*place)(const Work *work, const Layer *layer, int64_t row);       // norms, turns, K and V to the cache
     void (*attend)(const Work *work, const Layer *layer, int *counter, int thread);
-    void (*activate)(const float *gate_up, float *out, int64_t size, int64_t activation);
+    void (*activate)(const float *gate_up, void *out, int64_t size, int64_t activation, int bf16);
     int64_t (*attend_scratch)(Work *work);                                 // its floats; says the size of a desk
 };
 
 extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;

@@ -15,7 +15,7 @@
 namespace {
 
 // What a layer's time is divided into; native.py names them.
-enum Stage { EMBED, NORM, QKV, PLACE, ATTENTION, OUTPUT, GATE_UP, ACTIVATE, DOWN };
+enum Stage { EMBED, NORM, QKV, PLACE, ATTENTION, OUTPUT, GATE_UP, DOWN };
 
 double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -29,7 +29,7 @@ struct Session {
     int64_t read = 0;  // positions
     std::mutex one_call;
     double *watched = nullptr;  // seconds by Stage, while somebody looks
-    std::vector<float> x, normed, wide, mixed, scratch;
+    std::vector<float> x, normed, wide, mixed, scratch;  // bf16 rows take half of theirs
     std::vector<int32_t> order, run_of_row, common, row_order, sorted_run, group_first, group_low, group_high;
     std::vector<int64_t> turns;
     std::vector<int> counters;
@@ -43,6 +43,8 @@ const Kernels *supported(const char *name) {
     if (!strcmp(name, kernels_portable.name)) return &kernels_portable;
     if (!strcmp(name, kernels_avx2.name)) return found;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) found = &kernels_avx512;
+    if (!strcmp(name, kernels_avx512.name)) return found;
+    if (found == &kernels_avx512 && __builtin_cpu_supports("avx512bf16")) found = &kernels_avx512_bf16;
 #endif
     return found;
 }
@@ -123,10 +125,13 @@ void group(Work &w) {
     w.group_first[w.groups] = (int32_t)s.rows;
 }
 
+// Whether halves of gate and up are of whole tiles, so that they can leave the product together.
+bool gated_whole(const Layer &l) { return l.gate_up.outputs % 32 == 0; }
+
 int64_t widest(const Model &m) {
-    int64_t most = 0;
+    int64_t most = m.hidden;
     for (int64_t i = 0; i < m.layer_count; i++)
-        most = std::max({most, m.layers[i].qkv.outputs, m.layers[i].gate_up.outputs});
+        most = std::max({most, m.layers[i].qkv.outputs, gated_whole(m.layers[i]) ? 0 : m.layers[i].gate_up.outputs});
     return most;
 }
 
@@ -143,6 +148,7 @@ Work prepare(Session &session, const Model *model, const Cache *cache, const Ste
     w.cache = *cache;
     w.step = *step;
     w.threads = session.team.size();
+    w.narrow = session.kernels->pairs && model->bf16;
     size_t rows = step->rows, runs = step->runs;
     w.x = room(session.x, rows * model->hidden);
     w.normed = room(session.normed, rows * model->hidden);
@@ -188,31 +194,54 @@ struct Walk {
         for (int64_t row = n * thread / threads; row < n * (thread + 1) / threads; row++) one(row);
     }
 
-    void product(const float *x, const Matrix &matrix, float *y, Epilogue epilogue, int *counter) const {
-        Product p{x, matrix.inputs, w->step.rows, &matrix, y, matrix.outputs, epilogue, counter, w->threads};
+    void product(const void *x, const Matrix &matrix, float *y, Epilogue epilogue, int *counter) const {
+        Product p{x, matrix.inputs, w->step.rows, &matrix, y, matrix.outputs, epilogue, 0, counter, w->threads};
         session->kernels->product(&p, (int)w->model->bf16);
         session->team.meet();
+    }
+
+    // Row of what products take, `size` numbers each.
+    void *row_of(void *rows, int64_t row, int64_t size) const {
+        return (char *)rows + row * size * (w->narrow ? 2 : 4);
     }
 
     void norm(const float *weight, float epsilon) const {
         int64_t hidden = w->model->hidden;
         rows([&](int64_t row) {
-            session->kernels->norm(w->x + row * hidden, weight, w->normed + row * hidden, hidden, epsilon);
+            void *out = row_of(w->normed, row, hidden);
+            session->kernels->norm(w->x + row * hidden, weight, out, hidden, epsilon, w->narrow);
         });
         session->team.meet();
     }
 
     // x += inner . matrix, normed first where a norm is given.
-    void add(const float *inner, const Matrix &matrix, const float *after, float epsilon, int *counter) const {
+    void add(const void *inner, const Matrix &matrix, const float *after, float epsilon, int *counter) const {
         if (!after) return product(inner, matrix, w->x, ADD, counter);
         int64_t hidden = w->model->hidden;
-        product(inner, matrix, w->normed, PUT, counter);
+        product(inner, matrix, w->wide, PUT, counter);
         rows([&](int64_t row) {
-            float *added = w->normed + row * hidden, *x = w->x + row * hidden;
-            session->kernels->norm(added, after, added, hidden, epsilon);
+            float *added = w->wide + row * hidden, *x = w->x + row * hidden;
+            session->kernels->norm(added, after, added, hidden, epsilon, 0);
             for (int64_t i = 0; i < hidden; i++) x[i] += added[i];
         });
         session->team.meet();
+    }
+
+    // mixed = activation(gate) * up.
+    void gated(const Layer &l, int *counter) const {
+        if (gated_whole(l)) {
+            Product p{w->normed, l.gate_up.inputs, w->step.rows, &l.gate_up, w->mixed, l.intermediate,
+                      GATE,      l.activation,     counter,      w->threads};
+            session->kernels->product(&p, (int)w->model->bf16);
+        } else {
+            product(w->normed, l.gate_up, w->wide, PUT, counter);
+            rows([&](int64_t row) {
+                session->kernels->activate(w->wide + row * 2 * l.intermediate, row_of(w->mixed, row, l.intermediate),
+                                           l.intermediate, l.activation, w->narrow);
+            });
+        }
+        session->team.meet();
+        mark(GATE_UP);
     }
 
     void embed() const {
@@ -245,14 +274,7 @@ struct Walk {
         mark(OUTPUT);
         norm(l.mlp_before, l.epsilon);
         mark(NORM);
-        product(w->normed, l.gate_up, w->wide, PUT, counters + 3);
-        mark(GATE_UP);
-        rows([&](int64_t row) {
-            session->kernels->activate(w->wide + row * 2 * l.intermediate, w->mixed + row * l.intermediate,
-                                       l.intermediate, l.activation);
-        });
-        session->team.meet();
-        mark(ACTIVATE);
+        gated(l, counters + 3);
         add(w->mixed, l.down, l.mlp_after, l.epsilon, counters + 4);
         mark(DOWN);
     }
@@ -282,10 +304,22 @@ int guarded(void *handle, F call) {
     }
 }
 
-void run_product(Session &session, const float *x, int64_t rows, const Matrix *matrix, float *y, int bf16) {
-    int counter = 0;
-    Product p{x, matrix->inputs, rows, matrix, y, matrix->outputs, PUT, &counter, session.team.size()};
-    on_team(session, [&](int) { session.kernels->product(&p, bf16); });
+Work head_work(Session &session, const Model *model, const float *hidden, int64_t rows) {
+    Work w{};
+    w.model = model;
+    w.step.rows = rows;
+    w.threads = session.team.size();
+    w.narrow = session.kernels->pairs && model->bf16;
+    w.x = (float *)hidden;
+    w.normed = room(session.normed, rows * model->hidden);
+    return w;
+}
+
+// Whether what one thread has seen comes before what another has: what is not a number, the larger, the lower.
+bool before(const Best &one, const Best &other) {
+    if (one.output < 0 || other.output < 0) return other.output < 0 && one.output >= 0;
+    if (one.value != one.value || other.value != other.value) return other.value == other.value;
+    return one.value > other.value || (one.value == other.value && one.output < other.output);
 }
 
 }  // namespace
@@ -309,6 +343,9 @@ void shoal_close(void *handle) { delete (Session *)handle; }
 int64_t shoal_positions_read(void *handle) { return ((Session *)handle)->read; }
 
 const char *shoal_name(void *handle) { return ((Session *)handle)->kernels->name; }
+
+// Whether products with bf16 matrices take bf16 rows.
+int shoal_pairs(void *handle) { return ((Session *)handle)->kernels->pairs; }
 
 int shoal_pack(void *handle, void *data, int64_t outputs, int64_t inputs, int bf16) {
     return guarded(handle, [&](Session &session) {
@@ -346,8 +383,22 @@ int shoal_unpack(void *handle, const Matrix *matrix, int bf16, const int64_t *ro
     });
 }
 
-int shoal_product(void *handle, const float *x, int64_t rows, const Matrix *matrix, float *y, int bf16) {
-    return guarded(handle, [&](Session &session) { run_product(session, x, rows, matrix, y, bf16); });
+// One product alone. activation -1: y is (rows, outputs), float32; else the activation of the first half of the
+// outputs times the second, (rows, outputs / 2), bf16 where shoal_pairs and the matrix is; halves of whole tiles.
+int shoal_product(void *handle, const float *x, int64_t rows, const Matrix *matrix, void *y, int bf16,
+                  int activation) {
+    return guarded(handle, [&](Session &session) {
+        const void *taken = x;
+        if (bf16 && session.kernels->pairs) {
+            taken = room(session.normed, rows * matrix->inputs);
+            session.kernels->narrow(x, (uint16_t *)taken, rows * matrix->inputs);
+        }
+        bool gated = activation >= 0;
+        int counter = 0;
+        Product p{taken, matrix->inputs, rows, matrix, y, gated ? matrix->outputs / 2 : matrix->outputs,
+                  gated ? GATE : PUT, activation, &counter, session.team.size()};
+        on_team(session, [&](int) { session.kernels->product(&p, bf16); });
+    });
 }
 
 // hidden: (rows, hidden), float32.
@@ -362,11 +413,32 @@ int shoal_forward(void *handle, const Model *model, const Cache *cache, const St
 // Logits (rows, vocabulary), float32, of hidden vectors.
 int shoal_head(void *handle, const Model *model, const float *hidden, int64_t rows, float *logits) {
     return guarded(handle, [&](Session &session) {
-        float *normed = room(session.normed, rows * model->hidden);
-        for (int64_t row = 0; row < rows; row++)
-            session.kernels->norm(hidden + row * model->hidden, model->head_norm, normed + row * model->hidden,
-                                  model->hidden, model->head_epsilon);
-        run_product(session, normed, rows, &model->head, logits, (int)model->bf16);
+        int counter = 0;
+        Work w = head_work(session, model, hidden, rows);
+        on_team(session, [&](int thread) {
+            Walk walk{&session, &w, thread};
+            walk.norm(model->head_norm, model->head_epsilon);
+            walk.product(w.normed, model->head, logits, PUT, &counter);
+        });
+    });
+}
+
+// The largest logit of each row and its token, the lowest of equal ones.
+int shoal_best(void *handle, const Model *model, const float *hidden, int64_t rows, Best *found) {
+    return guarded(handle, [&](Session &session) {
+        int counter = 0;
+        Work w = head_work(session, model, hidden, rows);
+        std::vector<Best> best(rows * w.threads, Best{0, -1});
+        on_team(session, [&](int thread) {
+            Walk walk{&session, &w, thread};
+            walk.norm(model->head_norm, model->head_epsilon);
+            Best *mine = best.data() + rows * thread;
+            Product p{w.normed, model->hidden, rows, &model->head, mine, 0, BEST, 0, &counter, w.threads};
+            session.kernels->product(&p, (int)model->bf16);
+        });
+        std::fill_n(found, rows, Best{0, -1});
+        for (int64_t i = 0; i < rows * w.threads; i++)
+            if (before(best[i], found[i % rows])) found[i % rows] = best[i];
     });
 }
 
@@ -377,16 +449,17 @@ int shoal_attention(void *handle, const Model *model, const Cache *cache, const 
         Work w = prepare(session, model, cache, step);
         w.wide = wide;
         w.mixed = mixed;
+        w.narrow = 0;
         on_team(session, [&](int thread) { Walk{&session, &w, thread}.attention(model->layers[0], w.counters); });
     });
 }
 
 void shoal_norm(void *handle, const float *x, const float *weight, float *out, int64_t size, float epsilon) {
-    ((Session *)handle)->kernels->norm(x, weight, out, size, epsilon);
+    ((Session *)handle)->kernels->norm(x, weight, out, size, epsilon, 0);
 }
 
 void shoal_activate(void *handle, const float *gate_up, float *out, int64_t size, int64_t activation) {
-    ((Session *)handle)->kernels->activate(gate_up, out, size, activation);
+    ((Session *)handle)->kernels->activate(gate_up, out, size, activation, 0);
 }
 }
 #pragma GCC visibility pop

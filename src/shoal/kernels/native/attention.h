@@ -120,14 +120,20 @@ static void merge(const Desk &d, int64_t to, int64_t from, int64_t width, bool f
 }
 
 // The queries of a row are done. Adding nothing turns -0 into 0.
-static void deliver(const Task &t, int64_t row) {
+template <class X>
+static void deliver_as(const Task &t, int64_t row) {
     int64_t size = t.l->head_size;
     for (int64_t i = 0; i < t.share; i++) {
         int64_t at = (row - t.from) * t.share + i;
-        float *out = t.w->mixed + (t.w->row_order[row] * t.l->heads + t.head * t.share + i) * size;
+        X *out = (X *)t.w->mixed + (t.w->row_order[row] * t.l->heads + t.head * t.share + i) * size;
         const float *output = t.desk.output + at * padded(size);
-        for (int64_t c = 0; c < size; c++) out[c] = output[c] / t.desk.total[at] + 0.0f;
+        for (int64_t c = 0; c < size; c++) put(out + c, output[c] / t.desk.total[at] + 0.0f);
     }
+}
+
+static void deliver(const Task &t, int64_t row) {
+    if (t.w->narrow) deliver_as<uint16_t>(t, row);
+    else deliver_as<float>(t, row);
 }
 
 // Until another thread has merged the row's block before this one; that thread took it earlier and is at it.

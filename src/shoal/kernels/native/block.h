@@ -7,7 +7,6 @@
 #include "vectors.h"
 
 constexpr int64_t SPLIT = 128;
-constexpr int64_t FEW = 3;  // queries whose values come two tiles of columns at a time: whole lines of memory
 constexpr int64_t SCORES = TILE + SPLIT + TILE;  // a row of scores: a tile may begin before its block or end after
 
 // Where the positions of one head of one run lie.

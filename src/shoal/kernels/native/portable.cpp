@@ -1,4 +1,5 @@
 #define LANES 4
+#define PAIRS
 #define TABLE kernels_portable
 #define TABLE_NAME "portable"
 #include "kernels.inc"

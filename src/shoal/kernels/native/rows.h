@@ -4,7 +4,8 @@
 #include "vectors.h"
 
 // x / sqrt(mean(x^2) + epsilon) * weight. Squares are summed in LANES chains, then as a tree.
-static void norm(const float *x, const float *weight, float *out, int64_t size, float epsilon) {
+template <class X>
+static void norm_to(const float *x, const float *weight, X *out, int64_t size, float epsilon) {
     Vec squares = {};
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES) {
@@ -15,8 +16,13 @@ static void norm(const float *x, const float *weight, float *out, int64_t size, 
     memcpy(rest, x + i, (size - i) * sizeof(float));
     squares = fma(load(rest), load(rest), squares);
     float factor = 1.0f / __builtin_sqrtf(sum(squares) / (float)size + epsilon);
-    for (i = 0; i + LANES <= size; i += LANES) store(out + i, load(x + i) * splat(factor) * load(weight + i));
-    for (; i < size; i++) out[i] = x[i] * factor * weight[i];
+    for (i = 0; i + LANES <= size; i += LANES) put_all(out + i, load(x + i) * splat(factor) * load(weight + i));
+    for (; i < size; i++) put(out + i, x[i] * factor * weight[i]);
+}
+
+static void norm(const float *x, const float *weight, void *out, int64_t size, float epsilon, int bf16) {
+    if (bf16) norm_to(x, weight, (uint16_t *)out, size, epsilon);
+    else norm_to(x, weight, (float *)out, size, epsilon);
 }
 
 // Each pair (x[i], x[i + size / 2]) by its angle.
@@ -27,6 +33,10 @@ INLINE void turn(float *x, const float *cosine, const float *sine, int64_t size)
         x[i] = first * cosine[i] - second * sine[i];
         x[i + half] = second * cosine[i] + first * sine[i];
     }
+}
+
+static void narrow(const float *x, uint16_t *out, int64_t size) {
+    for (int64_t i = 0; i < size; i++) put(out + i, x[i]);
 }
 
 INLINE int64_t padded(int64_t size) { return (size + TILE - 1) / TILE * TILE; }
@@ -44,7 +54,7 @@ static void place_as(const Work *w, const Layer *l, int64_t row) {
     const float *cosine = turns.cosine + position * half, *sine = turns.sine + position * half;
     for (int64_t h = 0; h < l->heads + l->kv_heads; h++) {
         const float *weight = h < l->heads ? l->query_norm : l->key_norm;
-        if (weight) norm(q + h * size, weight, q + h * size, size, l->epsilon);
+        if (weight) norm_to(q + h * size, weight, q + h * size, size, l->epsilon);
         turn(q + h * size, cosine, sine, size);
     }
     int64_t page = w->step.pages[w->step.first_page[run] + position / w->cache.page_size];
@@ -76,15 +86,21 @@ INLINE Vec activated(Vec gate, Vec up, int64_t activation) {
     return gate / (splat(1.0f) + exponential(u)) * up;
 }
 
-static void activate(const float *gate_up, float *out, int64_t size, int64_t activation) {
+template <class X>
+static void activate_to(const float *gate_up, X *out, int64_t size, int64_t activation) {
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES)
-        store(out + i, activated(load(gate_up + i), load(gate_up + size + i), activation));
+        put_all(out + i, activated(load(gate_up + i), load(gate_up + size + i), activation));
     if (i < size) {
         float gate[LANES] = {}, up[LANES] = {}, both[LANES];
         memcpy(gate, gate_up + i, (size - i) * sizeof(float));
         memcpy(up, gate_up + size + i, (size - i) * sizeof(float));
         store(both, activated(load(gate), load(up), activation));
-        memcpy(out + i, both, (size - i) * sizeof(float));
+        for (int c = 0; i < size; c++, i++) put(out + i, both[c]);
     }
+}
+
+static void activate(const float *gate_up, void *out, int64_t size, int64_t activation, int bf16) {
+    if (bf16) activate_to(gate_up, (uint16_t *)out, size, activation);
+    else activate_to(gate_up, (float *)out, size, activation);
 }

@@ -56,6 +56,13 @@ INLINE float most(Vec v) {
     return found;
 }
 
+INLINE bool any(Ints v) {
+    int32_t lane[LANES], found = 0;
+    memcpy(lane, &v, sizeof v);
+    for (int i = 0; i < LANES; i++) found |= lane[i];
+    return found;
+}
+
 // e^x to about two units in the last place; exactly 0 below -87.3. x = n ln 2 + r, e^r by its series to r^7.
 INLINE Vec exponential(Vec x) {
     const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
@@ -103,6 +110,35 @@ INLINE void load_tile(const uint16_t *p, Vec *v) {
 #endif
 }
 
+#ifdef PAIRS
+// Pairs of bf16 in the lanes of Ints, the first in the lower half.
+INLINE void load_pairs(const uint16_t *p, bool whole, Ints *v) {
+    uint16_t pairs[2 * TILE] = {};
+    if (!whole) {
+        for (int i = 0; i < TILE; i++) pairs[2 * i] = p[i];
+        p = pairs;
+    }
+    for (int i = 0; i < NV; i++) memcpy(v + i, p + 2 * i * LANES, sizeof *v);
+}
+
+INLINE Ints splat_pair(const uint16_t *p, bool whole) {
+    int32_t both = *p;
+    if (whole) memcpy(&both, p, sizeof both);
+    return both - Ints{};
+}
+
+// sum + both products of a pair, the second first.
+INLINE Vec dot(Vec sum, Ints a, Ints b) {
+#if LANES == 16 && defined(__AVX512BF16__)
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    const int32_t upper = (int32_t)0xffff0000;
+    sum = fma((Vec)(a & upper), (Vec)(b & upper), sum);
+    return fma((Vec)(a << 16), (Vec)(b << 16), sum);
+#endif
+}
+#endif
+
 INLINE float number(const float *p) { return *p; }
 INLINE float number(const uint16_t *p) {
     uint32_t bits = (uint32_t)*p << 16;
@@ -117,4 +153,14 @@ INLINE void put(uint16_t *p, float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
     *p = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE void put_all(float *p, Vec v) { store(p, v); }
+INLINE void put_all(uint16_t *p, Vec v) {
+    typedef uint16_t Half __attribute__((vector_size(2 * LANES)));
+    Ints bits = (Ints)v;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    bits = v == v ? bits : 0x7fc0 - Ints{};
+    Half half = __builtin_convertvector(bits, Half);
+    memcpy(p, &half, sizeof half);
 }

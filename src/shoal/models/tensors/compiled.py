@@ -71,8 +71,10 @@ class CompiledModel:
         self._tensors = weights.tensors
         self._rotaries = list(dict.fromkeys(layer.attention.rotary for layer in architecture.layers))
         assert len(self._rotaries) <= native.MOST_TURNS
-        self._turns: list[tuple[Tensor, Tensor]] = []
+        self._tables: list[tuple[Tensor, Tensor]] = []
+        self._turns = (native.Turns * native.MOST_TURNS)()
         self._positions = 0
+        self._bound: CompiledCache | None = None
         self._layers = (native.Layer * len(architecture.layers))(
             *(self._layer(index, layer) for index, layer in enumerate(architecture.layers))
         )
@@ -108,17 +110,16 @@ class CompiledModel:
         self._reach(int(plan.position.max()) + 1)
         columns = plan.token, plan.position, plan.first_row, plan.rows, plan.first_page, plan.pages
         arrays = tuple(np.ascontiguousarray(column, dtype=np.int32) for column in columns)
-        turns = (native.Turns * native.MOST_TURNS)(
-            *(native.Turns(cosine.data_ptr(), sine.data_ptr()) for cosine, sine in self._turns)
-        )
         pointers = [array.ctypes.data for array in arrays]
-        step = native.Step(plan.row_count, plan.run_count, *pointers, turns)
+        step = native.Step(plan.row_count, plan.run_count, *pointers, self._turns)
         return CompiledInputs(step, plan.row_count, arrays)
 
     def forward(self, inputs: CompiledInputs, cache: CompiledCache) -> Tensor:
         """All stages but the head for every row, (R, hidden), float32; writes K and V to ``cache``."""
-        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        if cache is not self._bound:
+            for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+                layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+            self._bound = cache
         hidden = torch.empty(inputs.rows, self.architecture.embed.hidden)
         shape = native.Cache(cache.pages, cache.page_size)
         model, step = ctypes.byref(self._model), ctypes.byref(inputs.step)
@@ -146,6 +147,16 @@ class CompiledModel:
         model = ctypes.byref(self._model)
         self.session.call("head", model, hidden.data_ptr(), len(hidden), logits.data_ptr())
         return logits
+
+    def best(self, hidden: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """The largest logit of each of (n, hidden), NaN where one is none, and its token, the lowest of equal
+        ones; the logits themselves never come into being."""
+        hidden = hidden.contiguous()
+        found = np.empty(len(hidden), dtype=native.BEST)
+        self.session.call(
+            "best", ctypes.byref(self._model), hidden.data_ptr(), len(hidden), found.ctypes.data
+        )
+        return found["value"], found["output"]
 
     def _layer(self, index: int, layer: Layer) -> native.Layer:
         name, attention = f"layers.{index}.", layer.attention
@@ -180,7 +191,9 @@ class CompiledModel:
         if positions <= self._positions:
             return
         self._positions = max(FIRST_POSITIONS, 2 * self._positions, positions)
-        self._turns = [self._table(rotary) for rotary in self._rotaries]
+        self._tables = [self._table(rotary) for rotary in self._rotaries]
+        pointers = (native.Turns(cosine.data_ptr(), sine.data_ptr()) for cosine, sine in self._tables)
+        self._turns = (native.Turns * native.MOST_TURNS)(*pointers)
 
     def _table(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
         inverse = torch.from_numpy(rotary.inverse_frequencies())

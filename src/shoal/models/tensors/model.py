@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from shoal.models.rotary import Rotary
 from shoal.models.tensors.weights import Weights
 
 Turn = tuple[Tensor, Tensor]
+
+BEST_ROWS = 64
+"""Rows whose logits exist at once where only the largest is asked for."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,12 @@ class Model:
         head = self.architecture.head
         normed = rms_norm(hidden, self._tensors["head.norm"], head.norm.epsilon)
         return linear(normed, self._tensors["embed" if head.tied else "head"]).float()
+
+    def best(self, hidden: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """The largest logit of each of (n, hidden), NaN where one is none, and its token, the lowest of equal
+        ones."""
+        values, tokens = zip(*(self.logits(rows).max(dim=1) for rows in hidden.split(BEST_ROWS)), strict=True)
+        return torch.cat(values).cpu().numpy(), torch.cat(tokens).cpu().numpy().astype(np.int32)
 
     def _layer(
         self,
