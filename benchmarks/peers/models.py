@@ -11,9 +11,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from benchmarks.models import llama135m
 from safetensors.torch import load_file, save_file
 
+from benchmarks.models import llama135m
 from benchmarks.peers.environments import ENVIRONMENTS, HOME, Unavailable, clean
 from benchmarks.peers.roster import GEMMA, LLAMA
 from shoal.models.demo import demo_model
@@ -66,7 +66,9 @@ def _gemma_folder(folder: Path) -> None:
     """The demo extra's 4-bit file dequantised: every bf16 contestant computes with the same numbers."""
     files = open_model(str(demo_model()))
     reader = TensorReader(files)
-    tensors = {name: reader.read(name, None, torch.bfloat16).clone() for name in reader.tensors}
+    tensors = {name: torch.empty(info.shape, dtype=torch.bfloat16) for name, info in reader.tensors.items()}
+    for name, tensor in tensors.items():
+        reader.fill(name, 0, tensor)
     config = {name: value for name, value in files.config.items() if value is not None}
     _write_folder(folder, config | {"torch_dtype": "bfloat16", "bos_token_id": GEMMA_BEGIN}, tensors)
 

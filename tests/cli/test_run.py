@@ -134,7 +134,7 @@ def test_a_fault_of_ours_leaves_a_crash_file(
     def broken(*arguments: object, **named: object) -> object:
         raise RuntimeError("wheels came off")
 
-    monkeypatch.setattr("shoal.cli.start.run_job", broken)
+    monkeypatch.setattr("shoal.jobs.runner.run_job", broken)
     assert shoal_run(source, "-q") == 1
     told = capfd.readouterr().err
     assert "wheels came off" in told

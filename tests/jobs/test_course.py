@@ -16,9 +16,9 @@ from shoal.engine.costs import NULL_COST, Costed
 from shoal.jobs.course import Course, rows_to_run
 from shoal.jobs.job import Job, Planned
 from shoal.jobs.lengths import AnswerLengths, Expectation
+from shoal.jobs.opening import open_rows
 from shoal.jobs.plan import Planner
 from shoal.jobs.preflight import Preflight
-from shoal.jobs.session import open_rows
 from shoal.jobs.spool import Spool, pack
 from tests.jobs.support import Listener, completion, mixed_rows, write_lines
 

@@ -13,6 +13,7 @@ import click
 
 from shoal import __version__
 from shoal.core.errors import CallerError, OperatorError
+from shoal.engine.machine import uncollected
 from shoal.jobs.ending import INTERRUPTED, OUR_FAULT, REFUSED, Interrupted
 
 
@@ -37,7 +38,8 @@ class Commands(click.Group):
         from importlib import import_module
 
         module, _, name = self.VERBS[cmd_name][0].partition(":")
-        command: click.Command = getattr(import_module(module), name)
+        with uncollected():
+            command: click.Command = getattr(import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,17 +10,17 @@ from shoal.cli.display import Quiet, watcher
 from shoal.cli.options import Flags, engine_config, job, read_text
 from shoal.cli.stop import Stop
 from shoal.core.errors import CallerError
+from shoal.engine.machine import lean_torch, uncollected
 from shoal.jobs.bodies import Message
 from shoal.jobs.ending import Interrupted
 from shoal.jobs.job import Job
-from shoal.jobs.outlook import Outlook, plan_job
-from shoal.jobs.runner import run_job
-from shoal.jobs.session import open_rows
+from shoal.jobs.opening import open_rows
 
 if TYPE_CHECKING:
     from shoal.engine.build import Prepared
     from shoal.engine.engine import Engine
     from shoal.engine.model import TextModel
+    from shoal.jobs.outlook import Outlook
     from shoal.jobs.plan import Planner
 
 SUGGESTED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -56,6 +56,8 @@ def _suggestions(model: TextModel) -> str:
 def run_with(flags: Flags) -> int:
     """Raises what ``shoal.jobs.runner.run_job`` raises; ``cli.main`` turns that into codes."""
     with _started(flags) as (task, planner, load, display, stop):
+        from shoal.jobs.runner import run_job
+
         try:
             summary = run_job(task, planner.prepared, load, display, stop, planner=planner)
         except Interrupted:
@@ -71,6 +73,8 @@ def run_with(flags: Flags) -> int:
 def plan_with(flags: Flags) -> Outlook | None:
     """Raises what ``shoal.jobs.outlook.plan_job`` raises."""
     with _started(flags) as (task, planner, load, display, stop):
+        from shoal.jobs.outlook import plan_job
+
         try:
             return plan_job(task, planner, load, display, stop)
         except Interrupted:
@@ -96,10 +100,11 @@ def _started(flags: Flags) -> Iterator[Started]:
     task = job(flags, config)
     # Whatever is wrong with the files is said before a model is looked for, or even downloaded.
     open_rows(task).close()
-    from shoal.engine.build import prepare, start
-    from shoal.jobs.plan import Planner
+    with uncollected():
+        from shoal.engine.build import prepare, start
+        from shoal.jobs.plan import Planner
 
-    prepared = prepare(config, read_text(flags["chat_template"]))
+        prepared = prepare(config, read_text(flags["chat_template"]))
     _check_defaults(task, prepared.model)
     with watcher(flags["quiet"]) as display:
 
@@ -112,6 +117,7 @@ def _started(flags: Flags) -> Iterator[Started]:
             display.say(prepared.description)
             if suggestions := _suggestions(prepared.model):
                 display.say(suggestions)
-            return start(prepared, loading)
+            with lean_torch(), uncollected():
+                return start(prepared, loading)
 
         yield Started(task, Planner(prepared, flags["expected_tokens"]), load, display, stop)

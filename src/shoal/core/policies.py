@@ -67,10 +67,16 @@ def registry(seam: str) -> Registry:
     if seam not in POLICIES:
         raise OperatorError(f"unknown seam {seam!r}", remedy=f"valid: {', '.join(SEAMS)}")
     found = Registry("policy" if seam == "policy" else f"{seam} policy", POLICIES[seam])
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in _installed():
         if seam in _homes(point):
             found.add(point.name, point.value)
     return found
+
+
+@cache
+def _installed() -> tuple[object, ...]:
+    """Entry points of all packages here: every package's own file is read for them."""
+    return tuple(entry_points(group=ENTRY_POINTS))
 
 
 @cache

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 RESERVE = 2 * 2**30
 """Bytes left alone beside weights and KV: interpreter, tokenizer, activations, one slice of logits."""
@@ -40,6 +45,36 @@ def calm_threads() -> None:
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without looking for garbage: imports and vocabularies make many objects and none of it. What is there
+    in the end is never looked at again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.freeze()
+            gc.enable()
+
+
+@contextmanager
+def lean_torch() -> Iterator[None]:
+    """Import torch here without its shape functions in Python, a quarter of its import: they serve tensors
+    without data, and torch.compile. For processes that are shoal's own; who imports them later gets them."""
+    name = "torch._meta_registrations"
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules[name] = ModuleType(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        vars(sys.modules.get("torch", ModuleType("torch"))).pop("_meta_registrations", None)
 
 
 def compiled() -> bool:

@@ -48,6 +48,11 @@ class JobFiles:
         return self._beside(".crash.txt")
 
 
+def size_of(path: Path) -> int:
+    """Bytes in the file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def refused(error: OSError, path: Path) -> OperatorError:
     """The one line for a file that cannot be read or written."""
     remedies = {

@@ -17,8 +17,9 @@ from shoal.jobs.course import Course
 from shoal.jobs.ending import ANSWERED, SOME_FAILED
 from shoal.jobs.job import Job, Planned, Stopping, Watcher
 from shoal.jobs.journal import Journal
+from shoal.jobs.opening import open_rows
 from shoal.jobs.plan import Planner
-from shoal.jobs.session import Session, open_rows
+from shoal.jobs.session import Session
 from shoal.jobs.spool import NOBODY, Spool
 
 if TYPE_CHECKING:

@@ -20,11 +20,12 @@ from shoal.jobs.ending import Interrupted
 from shoal.jobs.files import remove
 from shoal.jobs.job import Job, Status, Stopping, Summary, Watcher
 from shoal.jobs.journal import Journal
+from shoal.jobs.opening import open_rows
 from shoal.jobs.plan import Planner
 from shoal.jobs.recorder import Recorder
 from shoal.jobs.report import write_report
 from shoal.jobs.results import Results, in_input_order, scan
-from shoal.jobs.session import Session, open_rows
+from shoal.jobs.session import Session
 from shoal.jobs.spool import NOBODY, Spool
 from shoal.jobs.summary import Books
 

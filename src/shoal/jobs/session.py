@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +11,7 @@ import numpy.typing as npt
 
 from shoal.core.errors import OperatorError
 from shoal.engine.build import Prepared
-from shoal.jobs.files import remove
+from shoal.jobs.files import remove, size_of
 from shoal.jobs.job import Job, Stopping, Summary, Watcher
 from shoal.jobs.journal import Journal, differences
 from shoal.jobs.preflight import Preflight
@@ -21,53 +19,7 @@ from shoal.jobs.results import ResultLine, in_input_order, scan
 from shoal.jobs.sources import Source, sha256_of
 from shoal.jobs.spool import NOBODY, Spool
 from shoal.jobs.summary import Books
-from shoal.jobs.tables import open_source
 from shoal.jobs.trace import discard
-
-
-def open_rows(job: Job) -> Source:
-    """The job's input, once it is clear that input and output can be used; nothing is written.
-
-    Raises:
-        OperatorError: the input cannot be read, or the output is not this job's.
-    """
-    source = open_source(job.input, job.form, job.line_limit, job.layout.needs)
-    try:
-        _check_output(job)
-    except OperatorError:
-        source.close()
-        raise
-    return source
-
-
-def _check_output(job: Job) -> None:
-    """Refuse, before anything is written, an output that no journal speaks for.
-
-    Raises:
-        OperatorError: it exists and is not this kind of job's, or cannot be written.
-    """
-    output, journal = job.files.output, job.files.journal
-    if not output.parent.is_dir():
-        raise OperatorError(
-            f"there is no folder {output.parent}", where=str(output), remedy="create it, or name another"
-        )
-    if output.exists() and not output.is_file():
-        raise OperatorError("not a regular file", where=str(output), remedy="name a file to write")
-    if output.exists() and os.path.samefile(output, job.input):
-        raise OperatorError(
-            "input and output are one file", where=str(output), remedy="choose another with -o"
-        )
-    if _size(output) and not _size(journal):
-        raise OperatorError(
-            "the file exists and there is no journal for it, so it is not overwritten",
-            where=str(output),
-            remedy="choose another output with -o, or move the file away",
-        )
-
-
-def _size(path: Path) -> int:
-    """Bytes in the file, 0 where there is none."""
-    return path.stat().st_size if path.exists() else 0
 
 
 class Session:
@@ -109,14 +61,14 @@ class Session:
             changed = self._changes(identity)
             if not changed:
                 return
-            if _size(self._files.output):
+            if size_of(self._files.output):
                 raise OperatorError(
                     f"the output belongs to another job: {'; '.join(changed)}",
                     where=str(self._files.output),
                     remedy="run that job as it was, or choose another output with -o",
                 )
             self._journal.clear()
-        elif _size(self._files.output):
+        elif size_of(self._files.output):
             raise OperatorError(
                 "the journal is empty but the output is not",
                 where=str(self._files.output),
@@ -154,7 +106,7 @@ class Session:
     def _prepared(self) -> Spool:
         """The spool, made now unless an earlier session finished it."""
         event = self._journal.last("prepared")
-        if event is not None and _size(self._files.spool) == event["spool_bytes"]:
+        if event is not None and size_of(self._files.spool) == event["spool_bytes"]:
             return Spool(self._files.spool)
         try:
             preflight = Preflight(self._job, self._model, self._watcher, self._stopping)
@@ -183,7 +135,7 @@ class Session:
 
     def _forget(self) -> None:
         """A job that was refused before it answered anything leaves nothing but its quarantine file."""
-        if not _size(self._files.output):
+        if not size_of(self._files.output):
             remove(self._files.spool)
             self._journal.remove()
 

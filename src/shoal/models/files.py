@@ -22,7 +22,7 @@ from shoal.models.gguf import GgufHeader, read_gguf_header
 from shoal.models.gguf_names import GgufNames
 from shoal.models.safetensors import json_object, read_folder
 from shoal.models.tensor_info import TensorInfo
-from shoal.models.tokenizer import Tokenizer, folder_tokenizer, gguf_tokenizer
+from shoal.models.tokenizer import Tokenizer, content, folder_tokenizer, gguf_tokenizer
 
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 _SAMPLE = 256
@@ -44,6 +44,17 @@ _WANTED = [
 # Texts that end a turn in the families shoal knows; a GGUF file often names only one end id.
 _CONTROL = 3
 _END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>")
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Listed(msgspec.Struct):
+    """The part of a tokenizer.json that names tokens which are matched whole."""
+
+    added_tokens: list[_Added] = []
 
 
 class ModelFiles:
@@ -146,10 +157,23 @@ class ModelFiles:
             text = self.config.get("text_config")
             nested = text.get("eos_token_id") if isinstance(text, dict) else None
             stated = _ids(self.config.get("eos_token_id", nested), self.path)
-        if (self.path / "tokenizer.json").is_file():
-            end = self.tokenizer().eos_id
+        if self.has_tokenizer:
+            end = self._tokenizer_end_id()
             stated = stated if end is None else [*stated, end]
         return tuple(sorted(set(stated)))
+
+    def _tokenizer_end_id(self) -> int | None:
+        """The id of the tokenizer's own end token; it is built only if its file does not list that."""
+        end = content(self._tokenizer_config.get("eos_token"))
+        file = self.path / "tokenizer.json"
+        if end is None:
+            return None
+        try:
+            listed = msgspec.json.decode(file.read_bytes(), type=_Listed).added_tokens
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            listed = []
+        found = next((token.id for token in listed if token.content == end), None)
+        return self.tokenizer().eos_id if found is None else found
 
     def _gguf_end_ids(self, header: GgufHeader) -> tuple[int, ...]:
         found: list[int] = []

@@ -122,7 +122,7 @@ def folder_tokenizer(file: Path, config: dict[str, Any]) -> Tokenizer:
     """
     with _guarded(str(file)):
         backend = Backend.from_str(file.read_text(encoding="utf-8"))
-        named = {name: _content(config.get(name)) for name in _SPECIAL_NAMES}
+        named = {name: content(config.get(name)) for name in _SPECIAL_NAMES}
         _add_stated_tokens(backend, config, named)
         if max([*backend.get_vocab().values(), *backend.encode("").ids], default=0) >= _MAX_IDS:
             raise ValueError("it has an id above any model's vocabulary")
@@ -144,8 +144,8 @@ def _guarded(where: str) -> Iterator[None]:
         ) from None
 
 
-def _content(token: Any) -> str | None:
-    """A special token is stated as its text or as an object around it."""
+def content(token: Any) -> str | None:
+    """The text of a special token, which is stated as its text or as an object around it."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
 
@@ -158,7 +158,7 @@ def _add_stated_tokens(backend: Backend, config: dict[str, Any], named: dict[str
     stated = config.get("added_tokens_decoder")
     known = backend.get_added_tokens_decoder()
     for number, entry in stated.items() if isinstance(stated, dict) else ():
-        text = _content(entry)
+        text = content(entry)
         if text is None or not number.isdecimal() or int(number) in known:
             continue
         flags = {name: entry.get(name) is True for name in ("lstrip", "rstrip", "normalized", "single_word")}

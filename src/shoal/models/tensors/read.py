@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BLOCKS = {name: (elements, size) for name, elements, size in BLOCK_TYPES.values()}
-_SCRATCH_ELEMENTS = 1 << 18
+# torch hands larger copies to its threads; to wake them takes longer than to copy.
+_SCRATCH_ELEMENTS = 1 << 15
 
 Fetch = Callable[[slice], torch.Tensor]
 
