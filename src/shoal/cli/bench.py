@@ -104,7 +104,7 @@ def _five(
         shape = JOBS[name](np.random.default_rng(flags["seed"]), vocabulary, quick)
         prepared = prepared_for(shape, config)
         if not found and not machine:
-            click.echo(prepared.description)
+            click.echo(_described(prepared))
         measured = measure(shape, prepared, repeat)
         if limits and prepared.architecture is not None:
             rates = rates or _rates(prepared)
@@ -133,7 +133,7 @@ def _rows(what: str, config: EngineConfig, flags: Flags, limits: bool, machine: 
     task = job({**flags, "input": Path(what), "output": Path(what + ".bench"), **_PLAIN}, config)
     prepared = prepare(config, read_text(flags["chat_template"]))
     if not machine:
-        click.echo(prepared.description)
+        click.echo(_described(prepared))
     measured, shape = measure_rows(task, Planner(prepared, flags["expected_tokens"]), start, stop)
     if limits and prepared.architecture is not None:
         limited(measured, shape, prepared, _rates(prepared))
@@ -142,6 +142,12 @@ def _rows(what: str, config: EngineConfig, flags: Flags, limits: bool, machine: 
     else:
         figures.show(measured)
     return measured
+
+
+def _described(prepared: Prepared) -> str:
+    """The engine in one line, the model by the last part of its name."""
+    model = prepared.config.model
+    return prepared.description.replace(model, Path(model).name, 1)
 
 
 _PLAIN = {"strict": False, "ordered": False}

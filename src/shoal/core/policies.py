@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import typing
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from shoal.core.errors import OperatorError
 from shoal.core.policy import SEAMS, Policy, Range, seams_of
@@ -74,16 +74,16 @@ def registry(seam: str) -> Registry:
 
 
 @cache
-def _installed() -> tuple[object, ...]:
+def _installed() -> tuple[EntryPoint, ...]:
     """Entry points of all packages here: every package's own file is read for them."""
     return tuple(entry_points(group=ENTRY_POINTS))
 
 
 @cache
-def _homes(point: object) -> tuple[str, ...]:
+def _homes(point: EntryPoint) -> tuple[str, ...]:
     """Under which seams an installed policy is listed: its own, or ``policy`` for one with several."""
     try:
-        part = point.load()  # type: ignore[attr-defined]
+        part = point.load()
     except Exception as error:
         raise OperatorError(
             f"policy entry point {point} cannot be loaded: {error}", remedy="repair or uninstall that package"
