@@ -17,7 +17,10 @@ _CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 
 
 class Unavailable(Exception):
-    """A peer that cannot be installed or cannot run here; its text is the reason, one line."""
+    """A peer that cannot be installed or cannot run here; its text is the reason, one line for the table."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason.replace(f"{ROOT}/", ""))
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Environment:
     Attributes:
         steps: arguments of one ``pip install`` each; ``{torch}`` is the minor version of torch that the steps
             before brought.
-        without: distributions that the steps bring along and that must go: torchvision and torchaudio of the
-            index are built for another torch than its CPU one, and transformers breaks where it finds them.
+        without: distributions that the steps bring along and that must go: what the index has of these was
+            built for another torch than its CPU one, and importing transformers or vLLM breaks where they are.
         named: the distributions whose versions are told.
         variables: set while pip runs.
     """
@@ -37,7 +40,7 @@ class Environment:
     steps: tuple[tuple[str, ...], ...]
     named: tuple[str, ...]
     variables: dict[str, str] = field(default_factory=dict)
-    without: tuple[str, ...] = ("torchvision", "torchaudio")
+    without: tuple[str, ...] = ("torchvision", "torchaudio", "torchcodec")
 
     @property
     def folder(self) -> Path:

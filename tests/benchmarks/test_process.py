@@ -9,7 +9,7 @@ import time
 import pytest
 
 from benchmarks.peers import machine
-from benchmarks.peers.environments import Unavailable
+from benchmarks.peers.environments import ROOT, Unavailable
 from benchmarks.peers.process import Process
 
 
@@ -49,6 +49,10 @@ def test_a_job_goes_in_and_counts_seconds_and_ids_come_out(start, job, tmp_path)
 def test_one_that_does_not_load_says_why_in_one_line(start):
     with pytest.raises(Unavailable, match=r"^ValueError: this processor$"):
         start(refuse=True)
+
+
+def test_a_reason_names_no_place_of_this_machine():
+    assert str(Unavailable(f"cannot load {ROOT}/out/peers/x.so")) == "cannot load out/peers/x.so"
 
 
 def test_a_failed_job_leaves_it_running(start, job, tmp_path):
