@@ -31,7 +31,7 @@ class Environment:
         steps: arguments of one ``pip install`` each; ``{torch}`` is the minor version of torch that the steps
             before brought.
         without: distributions that the steps bring along and that must go: what the index has of these was
-            built for another torch than its CPU one, and importing transformers or vLLM breaks where they are.
+            built for another torch than its CPU one, and importing transformers or vLLM fails on them.
         named: the distributions whose versions are told.
         variables: set while pip runs.
     """
