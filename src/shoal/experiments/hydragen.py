@@ -8,8 +8,9 @@ and bfloat16. The kernel itself counts the positions whose K and V it reads.
   alone against the batch, and with nothing shared, bit by bit.
 - *Operator.* 1 to 64 sequences, prefixes of 128 to 4096 tokens, 16 or 128 tokens of their own. What is read
   is the prefix once and everybody's own tokens. Time against torch's operator, one sequence after the other
-  over the prefix stored once, or all at once over copies of it; and against the same kernel with sharing
-  unseen.
+  over the prefix stored once, or all at once over copies of it (one call, so that growth is not a matter of
+  calls); and against the same kernel with sharing unseen, which differs where memory, not arithmetic, is the
+  limit: with as many heads of K and V as of queries.
 - *Tree.* 4 problems of 256 tokens with 8 samples each under one prompt of 1024: both levels shared, the
   prompt alone, nothing.
 - *Engine.* 32 answers to one prompt, then to one of eight times its length: sharing seen, unseen, and no
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shoal.core.errors import OperatorError
 from shoal.engine import machine
 from shoal.experiments import completions
+from shoal.experiments.benches import median
 from shoal.experiments.claims import Findings, Trial
 from shoal.experiments.prefixes import Tree, in_turn
 
@@ -38,7 +40,7 @@ LEVELS = (((7, 7), (9, 10, 11, 4), (129, 2, 3, 4, 5, 6, 7, 128)), ((16384,), (1,
 BATCHES, PREFIXES, OWN = (1, 4, 16, 64), (128, 1024, 4096), (16, 128)
 FLOAT, HALF = "float32", "bfloat16"
 SHARED, UNSEEN, EACH, COPIES = "shared", "sharing unseen", "torch, one by one", "torch, copies"
-ROUNDS = 5
+ROUNDS = 15
 TABLE = "Microseconds of a step's attention here, {} threads"
 
 
@@ -153,19 +155,19 @@ def _speed(seconds: Seconds, threads: int, findings: Findings) -> None:
         least = min(ratio(cell, name) for cell in last)
         findings.clocked(f"{BATCHES[-1]} x {PREFIXES[-1]}: time of {name}, at least", least, ">", 2, unit="x")
     for cell in last:
-        where = f"{cell.dtype}, {cell.kv_heads} heads of K and V: gain over {EACH}"
-        found = ratio(cell, EACH)
+        where = f"{cell.dtype}, {cell.kv_heads} heads of K and V: gain over {COPIES}"
         for word, smaller in (
             (f"{BATCHES[-1]} sequences, more than 1", cell._replace(batch=BATCHES[0])),
             (f"prefix of {PREFIXES[-1]}, more than {PREFIXES[0]}", cell._replace(prefix=PREFIXES[0])),
         ):
-            before = ratio(smaller, EACH)
-            findings.clocked(f"{where}, {word}", found, ">", before, unit="x", baseline=before)
+            before = ratio(smaller, COPIES)
+            findings.clocked(f"{where}, {word}", ratio(cell, COPIES), ">", before, unit="x", baseline=before)
     wide = min(ratio(cell, UNSEEN) for cell in last if cell.kv_heads == 8)
     name = f"{BATCHES[-1]} x {PREFIXES[-1]}, 8 heads of K and V: time with {UNSEEN}, at least"
-    findings.clocked(name, wide, ">", 1, unit="x")
+    findings.clocked(name, wide, ">", 1.5, unit="x")
     one = [ratio(cell, UNSEEN) for cell in seconds if cell.batch == 1 and cell.prefix == PREFIXES[-1]]
-    findings.clocked("1 sequence: time with sharing unseen, at most", max(one), "<=", 1.25, unit="x")
+    name = f"1 x {PREFIXES[-1]}: time with {UNSEEN}, median of sizes"
+    findings.clocked(name, median(one), "<=", 1.25, unit="x")
     columns = ("type", "heads of K and V", "prefix", "own", "sequences", *next(iter(seconds.values())))
     rows = [(*cell, *(1e6 * each for each in found.values())) for cell, found in seconds.items()]
     findings.table(TABLE.format(threads), columns, rows)
@@ -188,7 +190,7 @@ def _tree(trial: Trial, threads: int, findings: Findings) -> None:
     findings.counted(name, one, "<", flat, unit="positions", baseline=flat)
     results = [way() for way in ways.values()]
     findings.counted("tree: rows with other bits", sum(differing(results[0], r) for r in results), "==", 0)
-    seconds = {} if trial.quick else in_turn(ways, 4 * ROUNDS)
+    seconds = {} if trial.quick else in_turn(ways, ROUNDS)
     if seconds:
         fast, slower, slowest = seconds.values()
         findings.clocked("tree: time, one level over two", slower / fast, ">", 1, unit="x")

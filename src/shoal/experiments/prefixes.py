@@ -12,6 +12,7 @@ from shoal.core.plan import EMIT_NOTHING, I32, SAMPLE, StepPlan
 
 BLOCK = 128
 """Positions that attention works on at a time, counted from the first of a sequence."""
+LEAST_ROUNDS = 5
 SHORTEST = 2e-3
 """Seconds: what takes less is called more often and its time divided."""
 
@@ -101,18 +102,18 @@ def plan(pages: list[I32], runs: list[tuple[int, int, int]]) -> StepPlan:
 
 
 def in_turn(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, budget: float = 20.0
+    contestants: Mapping[str, Callable[[], object]], rounds: int, budget: float = 1.5
 ) -> dict[str, float]:
     """Median seconds of one call of each; every other round goes backwards: all see the machine alike.
 
     Args:
-        budget: seconds after which, from the third round on, no round begins.
+        budget: seconds after which no round begins, ``LEAST_ROUNDS`` apart.
     """
     often = {name: _often(call) for name, call in contestants.items()}
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     started = time.perf_counter()
     for turn in range(rounds):
-        if turn >= 3 and time.perf_counter() - started > budget:
+        if turn >= LEAST_ROUNDS and time.perf_counter() - started > budget:
             break
         for name in list(contestants)[:: -1 if turn % 2 else 1]:
             began = time.perf_counter()

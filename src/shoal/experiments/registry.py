@@ -13,6 +13,7 @@ from shoal.experiments.claims import Findings, Outcome, Trial
 EXPERIMENTS: dict[str, str] = {
     "batchllm": "shoal.experiments.batchllm:run",
     "flover": "shoal.experiments.flover:run",
+    "hydragen": "shoal.experiments.hydragen:run",
     "sarathi-serve": "shoal.experiments.sarathi_serve:run",
 }
 
