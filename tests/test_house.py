@@ -14,6 +14,7 @@ HOT = (
     "shoal.kernels",
     "shoal.models.tensors",
     "shoal.engine.tensors",
+    "shoal.memory.tensors",
     "shoal.bench.tensors",
     "shoal.experiments.tensors",
 )

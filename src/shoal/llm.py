@@ -66,7 +66,7 @@ class LLM:
         threads: int | None = None,
         seed: int = 0,
         prefix_reuse: bool = True,
-        layout: Literal["auto", "paged", "slots"] = "auto",
+        layout: Literal["auto", "paged", "contiguous", "slots"] = "auto",
         policy: str | Policy | None = None,
         order: str | Policy | None = None,
         admission: str | Policy | None = None,

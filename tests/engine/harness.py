@@ -10,6 +10,7 @@ from shoal.core.request import Finished, Request, SamplingParams
 from shoal.core.table import SequenceTable
 from shoal.engine.engine import Engine
 from shoal.engine.null_executor import NullExecutor, next_token
+from shoal.memory.contiguous import ContiguousMemory
 from shoal.memory.kv import KVMemory
 from shoal.memory.slots import SlotMemory
 from shoal.schedule.scheduler import Scheduler
@@ -54,6 +55,8 @@ def null_engine(
     reuse: bool = True,
     layout: str = "paged",
     compact: bool = True,
+    eager: bool = True,
+    deferred: bool = True,
     fail=None,
     seed: int = 0,
 ) -> Engine:
@@ -72,6 +75,18 @@ def null_engine(
     if layout == "slots":
         page_size = max_length or page_size
         memory = SlotMemory(table, pages, page_size, compact=compact)
+    elif layout == "contiguous":
+        memory = ContiguousMemory(
+            table,
+            pages,
+            page_size,
+            parts["retention"],
+            reuse,
+            places=min(pages, max_running),
+            length=max_length or pages * page_size,
+            eager=eager,
+            deferred=deferred,
+        )
     else:
         memory = KVMemory(table, pages, page_size, parts["retention"], reuse)
     scheduler = Scheduler(

@@ -17,6 +17,14 @@ from tests.sizes import size
 SCENARIOS = size(2000, 6000)
 
 
+LAYOUTS = (
+    {"layout": "paged"},
+    {"layout": "contiguous"},
+    {"layout": "contiguous", "eager": False},
+    {"layout": "contiguous", "deferred": False},
+)
+
+
 class Forgetful(Retention):
     """Keeps what is still wanted and lets everything else go at once."""
 
@@ -67,6 +75,7 @@ def scenarios(draw):
             "reuse": draw(st.booleans()),
             "retention": draw(st.sampled_from(["lru", "planned", Forgetful()])),
             "vocabulary": draw(st.sampled_from([3, 50])),
+            **draw(st.sampled_from(LAYOUTS)),
         },
         "seed": draw(st.integers(0, 2**32 - 1)),
         "requests": draw(st.integers(1, 10)),

@@ -176,3 +176,28 @@ def test_weights_keep_their_type_where_the_processor_multiplies_it(
     Path(model["model"], "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": stored}))
     assert prepare(EngineConfig(**model, kernels=kernels)).dtype == wanted
     assert prepare(EngineConfig(**model, kernels=kernels, dtype="float32")).dtype == "float32"
+
+
+def contiguous(model, **changes):
+    return prepare(EngineConfig(**(model | {"layout": "contiguous", "page_size": 32} | changes)))
+
+
+def test_pages_of_places_are_whole_pages_of_the_system(model):
+    assert "layout contiguous" in contiguous(model).description
+    assert contiguous(model, max_num_seqs=3, max_model_len=100).places == (3, 4)
+    with pytest.raises(OperatorError, match=r"a page of 8 positions is no whole.*multiple of"):
+        contiguous(model, page_size=8)
+
+
+def test_more_mappings_than_the_system_allows_are_refused_with_pages_that_do(model, monkeypatch):
+    monkeypatch.setattr("shoal.engine.contiguous.max_mappings", lambda: 4096 + 50)
+    with pytest.raises(OperatorError, match=r"16 places of 4 pages are more.*--page-size 64") as refused:
+        contiguous(model, max_num_seqs=16, max_model_len=128)
+    contiguous(model, max_num_seqs=16, max_model_len=128, page_size=64)
+    assert refused.value.who == "operator"
+
+
+def test_places_are_refused_where_there_is_no_such_memory(model, monkeypatch):
+    monkeypatch.delattr("os.memfd_create")
+    with pytest.raises(OperatorError, match="several addresses"):
+        contiguous(model)

@@ -129,6 +129,14 @@ COMPANY = {
     "small pages": {"page_size": 4},
     "shortest first": {"order": "shortest"},
     "slots": {"layout": "slots"},
+    "contiguous": {"layout": "contiguous", "page_size": 32},
+    "contiguous, plain": {"layout": "contiguous", "page_size": 16, "kernels": "plain"},
+    "contiguous, seven places": {
+        "layout": "contiguous",
+        "page_size": 64,
+        "max_num_seqs": 7,
+        "kernels": "plain",
+    },
     "seven slots, moved": {"policy": "flover", "max_num_seqs": 7},
 }
 

@@ -25,10 +25,10 @@ def engine_that_breaks_on(folder, poison):
     engine = start(prepare(EngineConfig(model=str(folder), kv_memory=8 << 20, threads=1)))
     inputs = engine.executor.model.inputs
 
-    def watched(plan, page_size):
+    def watched(plan, cache):
         if poison in plan.token:
             raise RuntimeError("this token breaks the machine")
-        return inputs(plan, page_size)
+        return inputs(plan, cache)
 
     engine.executor.model.inputs = watched
     return engine

@@ -88,10 +88,10 @@ def test_a_broken_run_fails_alone_and_the_moves_are_not_made_twice(folder):
     engine = engine_for(folder, policy="flover:joins=1", max_num_seqs=4)
     inputs = engine.executor.model.inputs
 
-    def breaks(plan, page_size):
+    def breaks(plan, cache):
         if np.any((plan.token == BROKEN) & (plan.position < 3)):
             raise RuntimeError("this token breaks the machine")
-        return inputs(plan, page_size)
+        return inputs(plan, cache)
 
     engine.executor.model.inputs = breaks
     got = answers(engine, wishes)

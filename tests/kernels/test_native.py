@@ -254,7 +254,7 @@ class Attention:
         )
         table = native.Turns(*(half.data_ptr() for half in self.turns))
         turns = (native.Turns * native.MOST_TURNS)(table)
-        step = native.Step(len(wide), len(runs), *(array.ctypes.data for array in arrays), turns)
+        step = native.Step(len(wide), len(runs), *(array.ctypes.data for array in arrays), None, turns)
         layer = native.Layer(
             keys=self.cache[0].data_ptr(),
             values=self.cache[1].data_ptr(),

@@ -70,7 +70,7 @@ def plan_of(step: int, runs: list[Run], rows: list[int], page_size: int) -> Step
 def step(model: Model, cache: Cache, number: int, runs: list[Run], rows: list[int]) -> None:
     """Compute rows; each run keeps their logits."""
     plan = plan_of(number, runs, rows, cache.page_size)
-    logits = model.logits(model.forward(model.inputs(plan, cache.page_size), cache))
+    logits = model.logits(model.forward(model.inputs(plan, cache), cache))
     at = 0
     for run, count in zip(runs, rows):
         run.logits.extend(logits[at : at + count])

@@ -56,10 +56,11 @@ def engine_flags(command: Any = None, *, model: str | None = None) -> Any:
         *(click.option(f"--{seam}", help=f"[default: {name}]") for seam, name in DEFAULTS.items()),
         click.option(
             "--layout",
-            type=click.Choice(["auto", "paged", "slots"]),
+            type=click.Choice(["auto", "paged", "contiguous", "slots"]),
             default="auto",
             show_default=True,
-            help="K/V in pages, or in one place a sequence; auto: paged, or what the system says.",
+            help="K/V in pages, in pages mapped side by side for each sequence, or in one place a sequence; "
+            "auto: paged, or what the system says.",
         ),
         click.option(
             "--prefix-reuse",

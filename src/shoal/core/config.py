@@ -32,7 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             measured to be best here, else 512.
         page_size: token positions a page.
         prefix_reuse: whether sequences take each other's full pages.
-        layout: how K/V lies in memory: paged, or slots (one fixed stretch a sequence, nothing shared).
+        layout: how K/V lies in memory: paged, contiguous (pages mapped side by side for each sequence), or
+            slots (one fixed stretch a sequence, nothing shared).
         policy: a published system, for all seams that it answers.
         order, admission, victim, retention, reuse: policies, as ``name:parameter=value`` or objects; None
             takes the system's, else the default (``shoal.core.policies.DEFAULTS``).
@@ -52,7 +53,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int | None = None
     page_size: int = 16
     prefix_reuse: bool = True
-    layout: Literal["auto", "paged", "slots"] = "auto"
+    layout: Literal["auto", "paged", "contiguous", "slots"] = "auto"
     policy: str | Policy | None = None
     order: str | Policy | None = None
     admission: str | Policy | None = None

@@ -24,6 +24,10 @@ SAMPLE = -1
 
 NO_MOVES: I32 = np.zeros((0, 3), dtype=np.int32)
 NO_MOVES.setflags(write=False)
+NO_PLACES: I32 = np.zeros(0, dtype=np.int32)
+NO_PLACES.setflags(write=False)
+UNMAP = -1
+"""In the page column of ``maps``: nothing is mapped there any more."""
 
 
 def _freeze(value: Any) -> None:
@@ -50,6 +54,11 @@ class StepPlan:
     pages: shape (P,), int32, page ids; what no run names is slack.
     moves: shape (M, 3), int32: source page, target page, slots to copy (from the page's first on) in every
         layer, before anything is computed. No page is source and target.
+    place: shape (N,), int32, where the layout maps pages into places: the run's place, whose page i is the
+        run's page i. Elsewhere (0,).
+    maps: shape (M, 3), int32: place, index, page: what is to be mapped there (or UNMAP), in this order,
+        before anything is computed.
+    ahead: the same, for steps to come: made while this one is computed, which reads none of it.
     """
 
     step: int
@@ -64,6 +73,9 @@ class StepPlan:
     page_count: I32
     pages: I32
     moves: I32 = field(default_factory=lambda: NO_MOVES)
+    place: I32 = field(default_factory=lambda: NO_PLACES)
+    maps: I32 = field(default_factory=lambda: NO_MOVES)
+    ahead: I32 = field(default_factory=lambda: NO_MOVES)
 
     def __post_init__(self) -> None:
         _freeze(self)
@@ -85,7 +97,7 @@ class StepPlan:
         return np.flatnonzero(self.emit)
 
     def only(self, run: int) -> StepPlan:
-        """The plan of one run alone, its moves done."""
+        """The plan of one run alone, its moves and maps done."""
         first, rows = int(self.first_row[run]), int(self.rows[run])
         page, count = int(self.first_page[run]), int(self.page_count[run])
         part, pages, one = slice(first, first + rows), slice(page, page + count), slice(run, run + 1)
@@ -102,6 +114,7 @@ class StepPlan:
             first_page=start.copy(),
             page_count=self.page_count[one],
             pages=self.pages[pages],
+            place=self.place[one],
         )
 
     def check(self, page_size: int) -> None:
@@ -110,6 +123,7 @@ class StepPlan:
         assert np.array_equal(self.first_row + self.rows, np.append(self.first_row[1:], self.row_count))
         assert np.all(self.rows > 0)
         assert len(np.unique(self.sequence)) == self.run_count
+        assert len(np.unique(self.place)) == len(self.place) in (0, self.run_count), "a place for each run"
         last = self.position[self.first_row + self.rows - 1]
         assert np.all(self.page_count * page_size > last), "a row lies outside its run's pages"
         inside = np.ones(self.row_count, dtype=bool)

@@ -21,12 +21,13 @@ from shoal.core.executor import Executor
 from shoal.core.policies import DEFAULTS, make, resolve
 from shoal.core.policy import SEAMS, Admission, Load, Order, Policy, Retention, Reuse, Victim
 from shoal.core.table import SequenceTable
-from shoal.engine import machine
+from shoal.engine import contiguous, machine
 from shoal.engine.calibration import Identity, identity_of, load
 from shoal.engine.engine import Engine
 from shoal.engine.model import StoredModel, TextModel
 from shoal.engine.null_executor import NullExecutor
 from shoal.engine.null_model import RESERVED, NullModel
+from shoal.memory.contiguous import ContiguousMemory
 from shoal.memory.kv import KVMemory
 from shoal.memory.layout import Layout
 from shoal.memory.slots import SlotMemory
@@ -72,6 +73,13 @@ class Prepared:
         return " · ".join(self.choices)
 
     @property
+    def places(self) -> tuple[int, int] | None:
+        """(how many, pages each) that pages are mapped into, None in other layouts."""
+        if self.config.layout != "contiguous":
+            return None
+        return places_of(self.config, self.pages, self.model.max_model_len)
+
+    @property
     def reuse(self) -> Reuse:
         """The policy that plans whole jobs; the engine itself never asks it."""
         return policies(self.config).reuse
@@ -113,6 +121,10 @@ def prepare(config: EngineConfig, chat_template: str | None = None) -> Prepared:
     size = pages * config.page_size
     _check_pool(config, size * token_bytes)
     places = f" in {pages} places" if config.layout == "slots" else ""
+    if config.layout == "contiguous":
+        shape = places_of(config, pages, length)
+        mapped = contiguous.check(config, architecture, _ITEM[dtype], kernels == "compiled", *shape)
+        places = f" in pages of {mapped >> 10} KiB, mapped side by side"
     model = StoredModel(files, architecture.embed.vocabulary, length, dtype, kernels, chat_template)
     identity = identity_of(
         architecture,
@@ -174,7 +186,13 @@ def assemble(config: EngineConfig, executor: Executor, model: TextModel, cost: C
         policy.bind(cost, rng)
     pool = table, executor.pages, executor.page_size
     memory: Layout = KVMemory(*pool, chosen.retention, config.prefix_reuse)
-    if settled(config).layout == "slots":
+    layout = settled(config).layout
+    if layout == "contiguous":
+        places, _ = places_of(config, executor.pages, model.max_model_len)
+        memory = ContiguousMemory(
+            *pool, chosen.retention, config.prefix_reuse, places=places, length=model.max_model_len
+        )
+    if layout == "slots":
         memory = SlotMemory(*pool, compact=all(getattr(p, "compact", True) for p in chosen.distinct()))
     scheduler = Scheduler(
         table,
@@ -186,6 +204,11 @@ def assemble(config: EngineConfig, executor: Executor, model: TextModel, cost: C
         max_length=model.max_model_len,
     )
     return Engine(table, memory, scheduler, executor, model)
+
+
+def places_of(config: EngineConfig, pages: int, length: int) -> tuple[int, int]:
+    """(places, pages each) of layout ``contiguous``: one for each sequence that can hold pages at a time."""
+    return min(config.max_num_seqs, pages), -(-length // config.page_size)
 
 
 def settled(config: EngineConfig) -> EngineConfig:
@@ -228,7 +251,7 @@ def policy_line(config: EngineConfig) -> str:
     for policy in chosen.distinct():
         seams = [seam for seam, answering in chosen._asdict().items() if answering is policy]
         parts.append(f"{' + '.join(seams)} {policy!r}")
-    parts += ["layout slots"] if config.layout == "slots" else []
+    parts += [f"layout {config.layout}"] if config.layout in ("contiguous", "slots") else []
     return ", ".join(parts) + ("" if config.prefix_reuse else ", prefix reuse off")
 
 

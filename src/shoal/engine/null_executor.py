@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.plan import SAMPLE, StepPlan, StepResult
+from shoal.core.plan import I32, SAMPLE, UNMAP, StepPlan, StepResult
 from shoal.core.request import Request
 
 U64 = npt.NDArray[np.uint64]
@@ -67,6 +67,7 @@ class NullExecutor:
         self.reserved = reserved
         self.fail = fail
         self.cache: U64 = np.zeros(pages * page_size, dtype=np.uint64)
+        self._mapped = np.full((1, 1), UNMAP, dtype=np.int32)
         self._step = np.zeros(pages * page_size, dtype=np.int64)
         self._run = np.zeros(pages * page_size, dtype=np.int32)
         self._ready: list[StepResult] = []
@@ -92,6 +93,7 @@ class NullExecutor:
             )
             return
         state = self._write(plan)
+        self._map(plan.ahead)
         rows = plan.emitting_rows()
         span = np.uint64(self.vocabulary - self.reserved)
         drawn = self.reserved + (mix(state[rows]) % span).astype(np.int32)
@@ -105,8 +107,19 @@ class NullExecutor:
 
     def _move(self, plan: StepPlan) -> None:
         size = self.page_size
+        self._map(plan.maps)
         for source, target, slots in plan.moves.tolist():
             self.cache[target * size :][:slots] = self.cache[source * size :][:slots]
+
+    def _map(self, maps: I32) -> None:
+        if not len(maps):
+            return
+        rows, columns = np.maximum(maps.max(axis=0)[:2] + 1, self._mapped.shape)
+        grown = np.full((rows, columns), UNMAP, dtype=np.int32)
+        grown[: self._mapped.shape[0], : self._mapped.shape[1]] = self._mapped
+        self._mapped = grown
+        place, index, page = maps.T
+        self._mapped[place, index] = page
 
     def _write(self, plan: StepPlan) -> U64:
         """State of every row, written to its slot before any run reads: runs may share pages."""
@@ -145,7 +158,11 @@ class NullExecutor:
     def _slot(
         self, plan: StepPlan, run: npt.NDArray[Any], position: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.int64]:
-        page = plan.pages[plan.first_page[run] + position // self.page_size]
+        index = position // self.page_size
+        if len(plan.place):
+            page = self._mapped[plan.place[run], index]
+        else:
+            page = plan.pages[plan.first_page[run] + index]
         return page.astype(np.int64) * self.page_size + position % self.page_size
 
 

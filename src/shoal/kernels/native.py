@@ -43,9 +43,10 @@ class Layer(Structure):
 
 
 class Cache(Structure):
-    """The shape of every layer's cache."""
+    """The shape of every layer's cache; ``stride``: numbers from a page to the next where a page has all
+    layers and heads, 0 where a head's pages lie side by side."""
 
-    _fields_ = [("pages", c_int64), ("page_size", c_int64)]
+    _fields_ = [("pages", c_int64), ("page_size", c_int64), ("stride", c_int64)]
 
 
 class Model(Structure):
@@ -67,11 +68,12 @@ class Turns(Structure):
 
 
 class Step(Structure):
-    """The integers of a step plan."""
+    """The integers of a step plan; ``place``: at which page of the cache a run's pages begin, or null."""
 
     _fields_ = [
         *((name, c_int64) for name in ("rows", "runs")),
         *((name, c_void_p) for name in ("token", "position", "first_row", "run_rows", "first_page", "pages")),
+        ("place", c_void_p),
         ("turns", Turns * MOST_TURNS),
     ]
 

@@ -9,6 +9,7 @@ from shoal.core.policy import Retention
 from shoal.core.request import SharedPrefix
 from shoal.core.table import SequenceTable
 from shoal.memory.expected import node_at
+from shoal.memory.layout import NO_MAPPING, Mapping
 from shoal.memory.ledger import Ledger
 from shoal.memory.prefix import ROOT, PrefixIndex
 
@@ -165,9 +166,9 @@ class KVMemory:
         total = sum(missing.tolist())
         if total > self.ledger.free:
             self.prefix.evict(total - self.ledger.free)
-        new = self.ledger.take(total)
         held = self.table.pages[slots]
         grown = held + missing
+        new = self._take(slots, held, missing, total)
         self.table.pages[slots] = grown
         self._widen(max(grown.tolist()))
         if total == len(slots):
@@ -247,6 +248,10 @@ class KVMemory:
         index += np.arange(len(index))
         return first, count, self.page_table.ravel()[index]
 
+    def mapping(self, slots: I32, end: I32) -> Mapping:
+        """Pages are read where they lie."""
+        return NO_MAPPING
+
     def check(self) -> None:
         """Raise AssertionError unless every page is accounted for."""
         self.ledger.check()
@@ -264,6 +269,10 @@ class KVMemory:
                 assert table.node[slot] == (pages[listed - 1] if listed else own)
             counted[pages] += 1
         assert np.array_equal(counted, self.ledger.count), "a page's count is its holders"
+
+    def _take(self, slots: I32, held: I32, missing: I32, total: int) -> I32:
+        """``total`` free pages, ``missing`` for each of ``slots`` after those that it has ``held``."""
+        return self.ledger.take(total)
 
     def _widen(self, width: int) -> None:
         rows, columns = self.page_table.shape

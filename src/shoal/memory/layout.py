@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from shoal.core.plan import I32, I64
+from shoal.core.plan import I32, I64, NO_MOVES, NO_PLACES
 from shoal.core.policy import Policy
 from shoal.memory.ledger import Ledger
+
+
+class Mapping(NamedTuple):
+    """Columns ``place``, ``maps`` and ``ahead`` of a ``StepPlan``."""
+
+    place: I32 = NO_PLACES
+    maps: I32 = NO_MOVES
+    ahead: I32 = NO_MOVES
+
+
+NO_MAPPING = Mapping()
 
 
 class Layout(Protocol):
@@ -86,6 +97,10 @@ class Layout(Protocol):
 
     def gather(self, slots: I32) -> tuple[I32, I32, I32]:
         """Page ids of each sequence: (first, count, pages), as in ``StepPlan``."""
+
+    def mapping(self, slots: I32, end: I32) -> Mapping:
+        """Where the pages of each sequence, which has ``end`` tokens after this step, are mapped side by
+        side, and what is to be mapped for that; NO_MAPPING where pages are read where they lie."""
 
     def confirm(self) -> None:
         """The step has succeeded."""

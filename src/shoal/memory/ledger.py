@@ -22,6 +22,7 @@ class Ledger:
         self.count = np.zeros(total, dtype=np.int32)
         self.listed = np.zeros(total, dtype=np.bool_)
         self._stack = np.arange(total - 1, -1, -1, dtype=np.int32)
+        self._at = np.arange(total - 1, -1, -1, dtype=np.int32)
         self.free = total
         self.cached = 0
 
@@ -44,12 +45,17 @@ class Ledger:
 
     def claim(self, pages: I32) -> None:
         """These free pages (distinct ids) are now held once each: for layouts where it matters which."""
-        free = self._stack[: self.free]
-        left = free[~np.isin(free, pages)]
-        assert len(left) == self.free - len(pages), "claim what is not free"
-        self.free = len(left)
-        self._stack[: self.free] = left
-        self.count[pages] = 1
+        for page in pages.tolist():
+            assert not self.count[page], "claim what is held"
+            assert not self.listed[page], "claim what is cached"
+            self.free -= 1
+            last, at = self._stack[self.free], self._at[page]
+            self._stack[at], self._at[last] = last, at
+            self.count[page] = 1
+
+    def last(self, n: int) -> I32:
+        """At most ``n`` free pages, those that ``take`` would give last."""
+        return self._stack[: min(n, self.free)].copy()
 
     def hold(self, pages: I32) -> None:
         """One more holder for each of these listed pages (distinct ids)."""
@@ -85,8 +91,10 @@ class Ledger:
         assert self.cached == np.count_nonzero(idle & self.listed)
         free = self._stack[: self.free]
         assert len(np.unique(free)) == self.free
+        assert np.array_equal(self._at[free], np.arange(self.free))
         assert np.all(idle[free] & ~self.listed[free])
 
     def _release(self, pages: I32) -> None:
         self._stack[self.free : self.free + len(pages)] = pages
+        self._at[pages] = np.arange(self.free, self.free + len(pages))
         self.free += len(pages)

@@ -19,6 +19,7 @@ from shoal.core.plan import I32, I64, NO_MOVES
 from shoal.core.policy import Policy
 from shoal.core.table import SequenceTable
 from shoal.memory.kv import NEVER
+from shoal.memory.layout import NO_MAPPING, Mapping
 from shoal.memory.ledger import Ledger
 
 NOBODY = -1
@@ -187,6 +188,10 @@ class SlotMemory:
         """The place of each sequence: (first, count, pages)."""
         first = np.arange(len(slots), dtype=np.int32)
         return first, self.table.pages[slots], self._place[slots]
+
+    def mapping(self, slots: I32, end: I32) -> Mapping:
+        """Pages are read where they lie."""
+        return NO_MAPPING
 
     def check(self) -> None:
         """Raise AssertionError unless sequences and places in use are one to one and the window is right."""

@@ -124,6 +124,7 @@ def take_off(
         token_index = ((emit != 0).cumsum() - 1)[first + rows - 1][sampling]
     moves = memory.moves()
     first_page, page_count, pages = memory.gather(slots)
+    mapping = memory.mapping(slots, end)
     plan = StepPlan(
         step=step,
         token=token,
@@ -137,6 +138,9 @@ def take_off(
         page_count=page_count,
         pages=pages,
         moves=moves,
+        place=mapping.place,
+        maps=mapping.maps,
+        ahead=mapping.ahead,
     )
     return Flight(plan, lineup, end, sampling, token_index)
 

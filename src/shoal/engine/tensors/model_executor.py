@@ -13,6 +13,7 @@ from shoal.core.errors import InternalError, ShoalError
 from shoal.core.plan import EMIT_LOGPROBS, I32, I64, ScoredTokens, StepPlan, StepResult
 from shoal.core.request import Request
 from shoal.engine.tensors.sampler import SampledRows, Sampler
+from shoal.memory.tensors.places import Places
 from shoal.models.architecture import Architecture
 
 LOGIT_ROWS = 64
@@ -27,7 +28,11 @@ class Computes(Protocol):
 
     def allocate_cache(self, pages: int, page_size: int) -> Any: ...
 
-    def inputs(self, plan: StepPlan, page_size: int) -> Any: ...
+    def page_bytes(self, page_size: int) -> int: ...
+
+    def cache_in(self, room: torch.Tensor, pages: int, depth: int, page_size: int) -> Any: ...
+
+    def inputs(self, plan: StepPlan, cache: Any) -> Any: ...
 
     def forward(self, inputs: Any, cache: Any) -> torch.Tensor: ...
 
@@ -42,6 +47,7 @@ class ModelExecutor:
     Args:
         pages, page_size: of the KV pool.
         clock: seconds, for the time a result is ready.
+        places: (how many, pages each) that pages are mapped into, if any.
         record_margins: keep how close the two best logits of each choice were.
     """
 
@@ -53,6 +59,7 @@ class ModelExecutor:
         page_size: int,
         clock: Callable[[], float],
         *,
+        places: tuple[int, int] | None = None,
         record_margins: bool = False,
     ) -> None:
         self.model = model
@@ -63,7 +70,12 @@ class ModelExecutor:
         self.vocabulary = model.architecture.embed.vocabulary
         self.clock = clock
         self.record_margins = record_margins
-        self.cache = model.allocate_cache(pages, page_size)
+        self.places: Places | None = None
+        if places is None:
+            self.cache = model.allocate_cache(pages, page_size)
+        else:
+            self.places = Places(pages, model.page_bytes(page_size), *places)
+            self.cache = model.cache_in(self.places.room, pages, places[1], page_size)
         self._prompt: dict[int, int] = {}
         self._ready: list[StepResult] = []
 
@@ -76,6 +88,11 @@ class ModelExecutor:
         self._prompt.pop(slot, None)
 
     def submit(self, plan: StepPlan) -> None:
+        try:
+            self._place(plan)
+        except Exception as error:
+            self._ready.append(self._failed(plan, error))
+            return
         for source, target, slots in plan.moves.tolist():
             self.cache.move(source, target, slots)
         hidden, failures = self._forward(plan)
@@ -89,10 +106,15 @@ class ModelExecutor:
         ready, self._ready = self._ready, []
         return ready
 
+    def _place(self, plan: StepPlan) -> None:
+        if self.places is not None:
+            self.places.map(plan.maps)
+            self.places.begin(plan.ahead)
+
     def _forward(self, plan: StepPlan) -> tuple[torch.Tensor | None, dict[int, Exception]]:
         """Hidden vectors of all rows, and the runs that failed; None if all did."""
         try:
-            return self.model.forward(self.model.inputs(plan, self.page_size), self.cache), {}
+            return self.model.forward(self.model.inputs(plan, self.cache), self.cache), {}
         except Exception as error:
             if plan.run_count == 1:
                 return None, {0: _as_internal(plan, error)}
@@ -109,7 +131,7 @@ class ModelExecutor:
             try:
                 if lost.intersection(part.pages.tolist()):
                     raise InternalError(f"step {plan.step}: a run that this one reads from failed")
-                rows = self.model.forward(self.model.inputs(part, self.page_size), self.cache)
+                rows = self.model.forward(self.model.inputs(part, self.cache), self.cache)
             except Exception as error:
                 failures[run] = _as_internal(plan, error)
                 lost.update(part.pages[part.position[0] // self.page_size :].tolist())

@@ -47,6 +47,7 @@ def model_executor(prepared: Prepared, progress: Callable[[int, int], None] | No
         prepared.pages,
         config.page_size,
         time.perf_counter,
+        places=prepared.places,
         record_margins=config.record_margins,
     )
 

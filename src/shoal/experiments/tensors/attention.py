@@ -125,7 +125,7 @@ class Compiled:
         last = [drawn.tree.length(sequence) - 1 for sequence in every]
         self._runs = [(sequence, last[sequence], 1) for sequence in every]
         self._wide = torch.cat([self._rows(*run) for run in self._runs])
-        self._inputs = self.model.inputs(plan(self.pages, self._runs), page_size)
+        self._inputs = self.model.inputs(plan(self.pages, self._runs), self.cache)
 
     def __call__(self) -> Tensor:
         """The step, (count, heads, size), float32."""
@@ -135,7 +135,7 @@ class Compiled:
     def alone(self, sequence: int) -> Tensor:
         """The same with a step of its own for this sequence, (1, heads, size)."""
         shape = self.drawn.shape
-        inputs = self.model.inputs(plan(self.pages, [self._runs[sequence]]), self.cache.page_size)
+        inputs = self.model.inputs(plan(self.pages, [self._runs[sequence]]), self.cache)
         wide = self._wide[sequence : sequence + 1]
         return self.model.attention(inputs, self.cache, wide).view(-1, shape.heads, shape.size)
 
@@ -157,7 +157,7 @@ class Compiled:
             end = self.drawn.tree.length(sequence) - 1
             for start in range(first, end, PLACED):
                 run = sequence, start, min(PLACED, end - start)
-                inputs = writer.inputs(plan(self.pages, [run]), size)
+                inputs = writer.inputs(plan(self.pages, [run]), self.cache)
                 writer.attention(inputs, self.cache, self._rows(*run))
 
     def _rows(self, sequence: int, start: int, count: int) -> Tensor:

@@ -21,7 +21,8 @@ struct Layer {
 
 struct Cache {
     int64_t pages, page_size;
-};
+    int64_t stride;  // from a page to the next, in numbers, where a page has all layers and heads; 0: a head's pages
+};                   // lie side by side
 
 struct Model {
     int64_t bf16, hidden, layer_count;  // bf16: weights and cache are; else float32
@@ -40,6 +41,8 @@ struct Step {
     const int32_t *token, *position;                       // (rows,)
     const int32_t *first_row, *run_rows, *first_page;      // (runs,)
     const int32_t *pages;
+    const int32_t *place;                                  // (runs,), the page of the cache at which a run's
+                                                           // pages begin, one after the other; null: by their ids
     Turns turns[8];                                        // by Layer::rotary
 };
 

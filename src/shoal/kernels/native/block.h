@@ -13,7 +13,7 @@ constexpr int64_t SCORES = TILE + SPLIT + TILE;  // a row of scores: a tile may 
 template <class T>
 struct Pages {
     const T *keys, *values;
-    const int32_t *ids;
+    const int32_t *ids;  // null: one after the other
     int64_t page_size, size, key_page, value_page;
 };
 
@@ -22,11 +22,13 @@ static Pages<T> pages_of(const Work *w, const Layer *l, int64_t head, int64_t so
     Pages<T> p;
     p.page_size = w->cache.page_size;
     p.size = l->head_size;
-    p.key_page = key_page(w->cache, p.size);
-    p.value_page = value_page(w->cache, p.size);
-    p.keys = (const T *)l->keys + head * w->cache.pages * p.key_page;
-    p.values = (const T *)l->values + head * w->cache.pages * p.value_page;
-    p.ids = w->step.pages + w->step.first_page[w->order[sorted]];
+    int64_t run = w->order[sorted], keys = key_page(w->cache, p.size), values = value_page(w->cache, p.size);
+    p.key_page = page_stride(w->cache, keys);
+    p.value_page = page_stride(w->cache, values);
+    int64_t first = w->step.place ? w->step.place[run] : 0;
+    p.keys = (const T *)l->keys + first * p.key_page + head * head_stride(w->cache, keys);
+    p.values = (const T *)l->values + first * p.value_page + head * head_stride(w->cache, values);
+    p.ids = w->step.place ? nullptr : w->step.pages + w->step.first_page[run];
     return p;
 }
 
@@ -42,9 +44,9 @@ template <class T>
 static void find(Block<T> &b, const Pages<T> &p) {
     b.size = p.size;
     b.tiles = b.stretches = 0;
-    const int32_t *id = p.ids + b.low / p.page_size;
-    for (int64_t position = b.low, slot = b.low % p.page_size; position < b.high; id++, slot = 0) {
-        int64_t page = *id;
+    int64_t index = b.low / p.page_size;
+    for (int64_t position = b.low, slot = b.low % p.page_size; position < b.high; index++, slot = 0) {
+        int64_t page = p.ids ? p.ids[index] : index;
         int64_t count = p.page_size - slot < b.high - position ? p.page_size - slot : b.high - position;
         b.value[b.stretches++] = {p.values + page * p.value_page + slot * padded(p.size), position - b.start, count};
         for (int64_t at = slot / TILE * TILE; at < slot + count; at += TILE)

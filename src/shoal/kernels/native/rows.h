@@ -45,6 +45,12 @@ INLINE int64_t padded(int64_t size) { return (size + TILE - 1) / TILE * TILE; }
 INLINE int64_t key_page(const Cache &cache, int64_t size) { return padded(cache.page_size) * size; }
 INLINE int64_t value_page(const Cache &cache, int64_t size) { return cache.page_size * padded(size); }
 
+// From a page to the next and from a head to the next, in numbers, where a head's part of a page has so many.
+INLINE int64_t page_stride(const Cache &cache, int64_t numbers) { return cache.stride ? cache.stride : numbers; }
+INLINE int64_t head_stride(const Cache &cache, int64_t numbers) {
+    return cache.stride ? numbers : cache.pages * numbers;
+}
+
 template <class T>
 static void place_as(const Work *w, const Layer *l, int64_t row) {
     int64_t size = l->head_size, half = size / 2, run = w->run_of_row[row], position = w->step.position[row];
@@ -57,15 +63,17 @@ static void place_as(const Work *w, const Layer *l, int64_t row) {
         if (weight) norm_to(q + h * size, weight, q + h * size, size, l->epsilon);
         turn(q + h * size, cosine, sine, size);
     }
-    int64_t page = w->step.pages[w->step.first_page[run] + position / w->cache.page_size];
+    int64_t page = position / w->cache.page_size;
+    page = w->step.place ? w->step.place[run] + page : w->step.pages[w->step.first_page[run] + page];
     int64_t slot = position % w->cache.page_size;
     bool bf16 = sizeof(T) == 2;
+    int64_t keys = key_page(w->cache, size), values = value_page(w->cache, size);
     for (int64_t h = 0; h < l->kv_heads; h++) {
-        int64_t at = h * w->cache.pages + page;
-        T *key = (T *)l->keys + at * key_page(w->cache, size) + slot / TILE * TILE * size +
-                 place_in_tile((int)(slot % TILE), bf16);
+        T *key = (T *)l->keys + page * page_stride(w->cache, keys) + h * head_stride(w->cache, keys) +
+                 slot / TILE * TILE * size + place_in_tile((int)(slot % TILE), bf16);
         for (int64_t i = 0; i < size; i++) put(key + i * TILE, k[h * size + i]);
-        T *value = (T *)l->values + at * value_page(w->cache, size) + slot * padded(size);
+        T *value = (T *)l->values + page * page_stride(w->cache, values) + h * head_stride(w->cache, values) +
+                   slot * padded(size);
         for (int64_t i = 0; i < padded(size); i++)
             put(value + i / TILE * TILE + place_in_tile((int)(i % TILE), bf16), i < size ? v[h * size + i] : 0.0f);
     }

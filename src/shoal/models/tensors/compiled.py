@@ -30,12 +30,18 @@ FIRST_POSITIONS = 1024
 
 @dataclass(frozen=True)
 class CompiledCache:
-    """K and V of every layer as the kernels lay them out: (kv_heads, pages, numbers of a page) each."""
+    """K and V of every layer as the kernels lay them out: (kv_heads, pages, numbers of a page) each.
+
+    stride: numbers from a page to the next where a page has all layers and heads, else 0. depth: pages a
+    place, where there are any; places begin after the pages.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
     pages: int
     page_size: int
+    stride: int = 0
+    depth: int = 0
 
     def move(self, source: int, target: int, slots: int) -> None:
         """Copy a page, of which the first ``slots`` positions matter, in every layer."""
@@ -105,13 +111,41 @@ class CompiledModel:
         values = [room(page_size, padded(a.head_size), a.kv_heads) for a in attentions]
         return CompiledCache(keys, values, pages, page_size)
 
-    def inputs(self, plan: StepPlan, page_size: int) -> CompiledInputs:
+    def page_bytes(self, page_size: int) -> int:
+        """Bytes of a page of all layers, for ``cache_in``."""
+        return self.dtype.itemsize * sum(sum(numbers) for numbers in self._page_numbers(page_size))
+
+    def cache_in(self, room: Tensor, pages: int, depth: int, page_size: int) -> CompiledCache:
+        """A cache in (pages + places * depth, page_bytes), uint8: pages, then places of ``depth`` pages."""
+        wide = room.view(self.dtype)
+        keys, values, at = [], [], 0
+        for layer, numbers in zip(self.architecture.layers, self._page_numbers(page_size), strict=True):
+            for kind, count in zip((keys, values), numbers, strict=True):
+                kind.append(
+                    wide[:, at : at + count].unflatten(1, (layer.attention.kv_heads, -1)).transpose(0, 1)
+                )
+                at += count
+        return CompiledCache(keys, values, pages, page_size, stride=wide.shape[1], depth=depth)
+
+    def _page_numbers(self, page_size: int) -> list[tuple[int, int]]:
+        """How many numbers the keys and the values of a page take in each layer."""
+        padded = native.padded_rows
+        attentions = [layer.attention for layer in self.architecture.layers]
+        return [
+            (a.kv_heads * padded(page_size) * a.head_size, a.kv_heads * page_size * padded(a.head_size))
+            for a in attentions
+        ]
+
+    def inputs(self, plan: StepPlan, cache: CompiledCache) -> CompiledInputs:
         """The plan's integers where the kernels can use them."""
         self._reach(int(plan.position.max()) + 1)
-        columns = plan.token, plan.position, plan.first_row, plan.rows, plan.first_page, plan.pages
+        columns = [plan.token, plan.position, plan.first_row, plan.rows, plan.first_page, plan.pages]
+        if len(plan.place):
+            columns.append(cache.pages + plan.place * np.int32(cache.depth))
         arrays = tuple(np.ascontiguousarray(column, dtype=np.int32) for column in columns)
         pointers = [array.ctypes.data for array in arrays]
-        step = native.Step(plan.row_count, plan.run_count, *pointers, self._turns)
+        place = pointers.pop() if len(plan.place) else None
+        step = native.Step(plan.row_count, plan.run_count, *pointers, place, self._turns)
         return CompiledInputs(step, plan.row_count, arrays)
 
     def forward(self, inputs: CompiledInputs, cache: CompiledCache) -> Tensor:
@@ -121,7 +155,7 @@ class CompiledModel:
                 layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
             self._bound = cache
         hidden = torch.empty(inputs.rows, self.architecture.embed.hidden)
-        shape = native.Cache(cache.pages, cache.page_size)
+        shape = native.Cache(cache.pages, cache.page_size, cache.stride)
         model, step = ctypes.byref(self._model), ctypes.byref(inputs.step)
         self.session.call("forward", model, ctypes.byref(shape), step, hidden.data_ptr())
         return hidden
@@ -135,7 +169,7 @@ class CompiledModel:
         layer = self._layers[0]
         layer.keys, layer.values = cache.keys[0].data_ptr(), cache.values[0].data_ptr()
         mixed = torch.empty(inputs.rows, layer.heads * layer.head_size)
-        shape = native.Cache(cache.pages, cache.page_size)
+        shape = native.Cache(cache.pages, cache.page_size, cache.stride)
         model, step = ctypes.byref(self._model), ctypes.byref(inputs.step)
         self.session.call("attention", model, ctypes.byref(shape), step, wide.data_ptr(), mixed.data_ptr())
         return mixed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,16 @@ BEST_ROWS = 64
 
 @dataclass(frozen=True)
 class Cache:
-    """K and V of every layer, each (kv_heads, pages, page_size, head_size)."""
+    """K and V of every layer, each (kv_heads, pages, page_size, head_size).
+
+    places: the same memory where pages are mapped side by side, each place as one page; None if none are.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
     pages: int
     page_size: int
+    places: Cache | None = None
 
     def move(self, source: int, target: int, slots: int) -> None:
         """Copy the first ``slots`` positions of one page to another, in every layer."""
@@ -42,12 +46,14 @@ class StepInputs:
     """A step plan as tensors on the model's device.
 
     token, position, slot: (R,), int64. reads: for each window of the model what its layers read.
+    cache: where slots and reads are.
     """
 
     token: Tensor
     position: Tensor
     slot: Tensor
     reads: dict[int | None, list[Group]]
+    cache: Cache
 
 
 class Model:
@@ -64,6 +70,7 @@ class Model:
         self._tensors = weights.tensors
         attentions = [layer.attention for layer in architecture.layers]
         self._windows = list(dict.fromkeys(attention.window for attention in attentions))
+        self._width = sum(2 * attention.kv_heads * attention.head_size for attention in attentions)
         self._heads = max(attention.heads for attention in attentions)
         self._kv_width = max(attention.kv_heads * attention.head_size for attention in attentions)
         self._inverse = {
@@ -86,18 +93,45 @@ class Model:
 
         return Cache(room(), room(), pages, page_size)
 
-    def inputs(self, plan: StepPlan, page_size: int) -> StepInputs:
+    def page_bytes(self, page_size: int) -> int:
+        """Bytes of a page of all layers, for ``cache_in``."""
+        return page_size * self.architecture.kv_bytes_per_token(self.dtype.itemsize)
+
+    def cache_in(self, room: Tensor, pages: int, depth: int, page_size: int) -> Cache:
+        """A cache in (pages + places * depth, page_bytes), uint8: pages, then places of ``depth`` pages."""
+
+        def part(pages: Tensor, size: int) -> Cache:
+            # A position has K and V of all layers, so that a place is one stretch of positions.
+            wide = pages.view(-1).view(self.dtype).view(-1, size, self._width)
+            keys, values, at = [], [], 0
+            for layer in self.architecture.layers:
+                heads = layer.attention.kv_heads, layer.attention.head_size
+                for kind in (keys, values):
+                    end = at + heads[0] * heads[1]
+                    kind.append(wide[:, :, at:end].unflatten(2, heads).permute(2, 0, 1, 3))
+                    at = end
+            return Cache(keys, values, len(wide), size)
+
+        pool = part(room[:pages], page_size)
+        return replace(pool, places=part(room[pages:], depth * page_size))
+
+    def inputs(self, plan: StepPlan, cache: Cache) -> StepInputs:
         """The plan's integers where the model can use them."""
         run = plan.run_of_row()
-        pages = plan.pages.astype(np.int64)
-        page = pages[plan.first_page[run] + plan.position // page_size]
+        pages, first_page = plan.pages.astype(np.int64), plan.first_page.astype(np.int64)
+        if len(plan.place):
+            assert cache.places is not None, "a plan of places for a cache without any"
+            cache = cache.places
+            pages, first_page = plan.place.astype(np.int64), np.arange(plan.run_count)
+        page_size = cache.page_size
+        page = pages[first_page[run] + plan.position // page_size]
         slot = page * page_size + plan.position % page_size
         reads = {
             window: group_reads(
                 plan.first_row.astype(np.int64),
                 plan.rows.astype(np.int64),
                 plan.position[plan.first_row].astype(np.int64),
-                plan.first_page.astype(np.int64),
+                first_page,
                 pages,
                 page_size=page_size,
                 heads=self._heads,
@@ -109,11 +143,12 @@ class Model:
         }
         rows = (plan.token, plan.position, slot)
         token, position, slot = (torch.from_numpy(x.astype(np.int64)).to(self.device) for x in rows)
-        return StepInputs(token, position, slot, reads)
+        return StepInputs(token, position, slot, reads, cache)
 
     @torch.inference_mode()
     def forward(self, inputs: StepInputs, cache: Cache) -> Tensor:
         """All stages but the head for every row, (R, hidden); writes K and V of the rows to ``cache``."""
+        cache = inputs.cache
         turns = {
             rotary: rotary_table(inputs.position, inverse, rotary.attention_factor)
             for rotary, inverse in self._inverse.items()
