@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -165,6 +166,8 @@ class Contest:
 
 def main() -> None:
     options = arguments()
+    # An end by SIGTERM also ends the contestants and their children.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     contest = Contest(options)
     if options.install:
         for name in dict.fromkeys(PEERS[peer].environment for peer in options.peers):

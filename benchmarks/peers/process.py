@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +16,13 @@ from benchmarks.peers.environments import ROOT, Unavailable, clean
 
 LOADING, RUNNING = 1200.0, 3600.0
 """Seconds that loading, and one run of a job, may take."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """A contest that is killed leaves nobody behind, who would hold memory for ever if he is stopped."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Process:
@@ -49,6 +58,7 @@ class Process:
                 cwd=ROOT,
                 env=clean() if variables is None else variables,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self._rest = b""
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 
@@ -91,6 +93,22 @@ def test_stopped_means_its_children_too(start, tmp_path):
     process.stop()
     process.close()
     assert all(machine.processes().get(pid, GONE).state in "ZX" for pid in children)
+
+
+def test_nobody_outlives_a_contest_that_is_killed(tmp_path):
+    begin = {"model": "none", "threads": 2, "kv_tokens": None, "longest": 64, "variant": {}}
+    command = [sys.executable, "-m", "tests.benchmarks.fake", json.dumps(begin)]
+    program = (
+        "import os, signal; from pathlib import Path; from benchmarks.peers.process import Process\n"
+        f"child = Process({command!r}, Path({str(tmp_path / 'log')!r})); child.stop()\n"
+        "print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 30
+    while machine.processes().get(int(done.stdout), GONE).state not in "ZX":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 GONE = machine.Entry(0, "X", 0.0)
