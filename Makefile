@@ -66,7 +66,8 @@ pages: $(STAMP)
 sanitize: $(STAMP)
 	$(BIN)/python hatch_build.py -fsanitize=address,undefined -fno-sanitize-recover -g
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	$(BIN)/python -m pytest --timeout=3000 tests/kernels/test_native.py tests/engine/test_same_bits.py; \
+	$(BIN)/python -m pytest --timeout=3000 tests/kernels/test_native.py tests/engine/test_same_bits.py \
+	tests/models/tensors; \
 	status=$$?; $(BIN)/python hatch_build.py; exit $$status
 
 clean:
