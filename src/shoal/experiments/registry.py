@@ -15,6 +15,7 @@ EXPERIMENTS: dict[str, str] = {
     "flover": "shoal.experiments.flover:run",
     "hydragen": "shoal.experiments.hydragen:run",
     "sarathi-serve": "shoal.experiments.sarathi_serve:run",
+    "vattention": "shoal.experiments.vattention:run",
 }
 
 

@@ -1,0 +1,222 @@
+"""Pages mapped side by side for each sequence give the answers of paged memory, at its price in memory.
+
+Prabhu et al. 2024, "vAttention: Dynamic Memory Management for Serving LLMs without PagedAttention", ASPLOS
+2025, arXiv 2405.04437. Layouts ``paged``, ``slots`` (static places) and ``contiguous`` run on the same engine
+and the same random weights.
+
+- *Answers.* Requests of uniform lengths, some of which share a prefix, have the same tokens in all three.
+- *Accounting.* After every step what is mapped must be what the books say, no sequence may be longer than
+  what is mapped for it, and the system must have given the bytes of the pages ever mapped, to the byte.
+- *Footprint.* Without eager mapping and deferred reclamation, pages in use are within one page a sequence
+  of the tokens in them; static places take their whole length.
+- *Reclamation, eager mapping.* Pages that a step must wait for, with each of the two switched off.
+- *On the clock.* Steps of one token and of whole prompts, contiguous over paged, in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.core.config import EngineConfig
+from shoal.core.plan import NO_MOVES
+from shoal.core.request import Request
+from shoal.engine import machine
+from shoal.engine.build import prepare, start
+from shoal.engine.engine import Engine
+from shoal.experiments.benches import request
+from shoal.experiments.claims import Findings, Trial
+from shoal.experiments.places import LARGE, SMALL
+from shoal.memory.contiguous import ContiguousMemory
+
+PAGE, LONGEST, SEQUENCES = 16, 512, 8
+LAYOUTS = ("paged", "slots", "contiguous")
+ROUNDS = 5
+
+
+def run(trial: Trial, findings: Findings) -> None:
+    rng = np.random.default_rng([trial.seed, 0])
+    items = _requests(rng, 12 if trial.quick else 96)
+    with tempfile.TemporaryDirectory() as folder:
+        small = _model(Path(folder, "small"), SMALL)
+        _answers(small, items, trial, findings)
+        _footprint(small, items, trial, findings)
+        _waits(small, trial, findings)
+        if not trial.quick:
+            _clock(_model(Path(folder, "large"), LARGE), trial, findings)
+
+
+def _requests(rng: np.random.Generator, count: int) -> list[Request]:
+    """A third begin with the same 64 tokens; lengths average a quarter of the longest."""
+    stem = rng.integers(1, 99, 64)
+    found = []
+    for i in range(count):
+        own = rng.integers(1, 99, rng.integers(8, 160))
+        prompt = np.concatenate([stem, own]) if i % 3 == 0 else own
+        found.append(request(f"r{i}", prompt, int(rng.integers(4, 48))))
+    return found
+
+
+def _model(folder: Path, shape: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(shape))
+    return folder
+
+
+def _engine(folder: Path, layout: str, trial: Trial, **changes: Any) -> Engine:
+    machine.calm_threads()
+    config = {
+        "model": str(folder),
+        "load_format": "dummy",
+        "dtype": "float32",
+        "layout": layout,
+        "page_size": PAGE,
+        "max_model_len": LONGEST,
+        "max_num_seqs": SEQUENCES,
+        "kv_memory": 64 << 20,
+        "seed": trial.seed % 2**32,
+    }
+    return start(prepare(EngineConfig(**(config | changes))))
+
+
+def _answer(engine: Engine, items: list[Request], after: Any = lambda: None) -> dict[str, list[int]]:
+    for item in items:
+        engine.add(item, 0.0)
+    found: dict[str, list[int]] = {}
+    while not engine.idle:
+        found |= {f.request.id: f.tokens.tolist() for f in engine.step(0.0).finished}
+        after()
+    return found
+
+
+def _memory(engine: Engine) -> ContiguousMemory:
+    assert isinstance(engine.memory, ContiguousMemory)
+    return engine.memory
+
+
+def _answers(folder: Path, items: list[Request], trial: Trial, findings: Findings) -> None:
+    found = {}
+    for layout in LAYOUTS[:2]:
+        findings.progress(f"answers: {layout}")
+        found[layout] = _answer(_engine(folder, layout, trial), items)
+    findings.progress("answers: contiguous")
+    engine = _engine(folder, "contiguous", trial)
+    memory, places = _memory(engine), engine.executor.places  # type: ignore[attr-defined]
+    touched: set[int] = set()
+    wrong = short = 0
+
+    def look() -> None:
+        nonlocal wrong, short
+        places.map(NO_MOVES)
+        wrong += not np.array_equal(places.mapped, memory.mapped)
+        short += int(np.count_nonzero(memory.table.computed > memory.table.pages * PAGE))
+        touched.update(memory.mapped[memory.mapped >= 0].tolist())
+        memory.check()
+
+    answers = _answer(engine, items, look)
+    off = places.memory.resident - len(touched) * places.page_bytes
+    cached = engine.scheduler.counters.cached
+    memory.reclaim()
+    for layout in ("paged", "slots"):
+        differ = sum(found[layout][name] != tokens for name, tokens in answers.items())
+        findings.counted(f"answers that differ from layout {layout}", differ, "==", 0)
+    findings.counted("prompt tokens taken from shared pages, so that it means something", cached, ">=", 64)
+    findings.counted("steps after which something else is mapped than the books say", wrong, "==", 0)
+    findings.counted("sequences longer than what is mapped for them", short, "==", 0)
+    findings.counted("bytes that the system gave beyond the pages ever mapped", off, "==", 0)
+    findings.counted("pages mapped after all is cleaned up", memory.resident, "==", 0)
+
+
+def _footprint(folder: Path, items: list[Request], trial: Trial, findings: Findings) -> None:
+    findings.progress("footprint")
+    engine = _engine(folder, "contiguous", trial, prefix_reuse=False)
+    memory = _memory(engine)
+    memory.eager = memory.deferred = False
+    beyond, resident, static = [0], [0], [0]
+
+    def look() -> None:
+        holders = memory.table.pages > 0
+        tokens = int(memory.table.computed[holders].sum())
+        beyond.append(memory.resident * PAGE - tokens - PAGE * int(holders.sum()))
+        resident.append(memory.resident * PAGE)
+        static.append(LONGEST * int(holders.sum()))
+
+    _answer(engine, items, look)
+    findings.counted("footprint: tokens beyond one page a sequence, at most", max(beyond), "<=", 0)
+    findings.counted(
+        "footprint: static places over contiguous, mean", sum(static) / sum(resident), ">=", 3, unit="x"
+    )
+
+
+def _waits(folder: Path, trial: Trial, findings: Findings) -> None:
+    """Rounds of requests after rounds, in memory without sharing."""
+    found = {}
+    for name, eager, deferred in (
+        ("both", True, True),
+        ("no eager", False, True),
+        ("no deferred", True, False),
+    ):
+        findings.progress(f"reclamation: {name}")
+        rng = np.random.default_rng([trial.seed, 1])
+        engine = _engine(folder, "contiguous", trial, prefix_reuse=False)
+        memory = _memory(engine)
+        memory.eager, memory.deferred = eager, deferred
+        _answer(engine, _requests(rng, 16))
+        before = memory.now
+        again = _requests(rng, 16)
+        _answer(engine, again)
+        found[name] = (memory.now - before) / len(again), memory.ahead, memory.found
+    findings.table(
+        "Pages mapped, after a first round of requests",
+        ("", "waited for, a request", "mapped beside steps", "found mapped"),
+        [(name, *row) for name, row in found.items()],
+    )
+    waits = {name: row[0] for name, row in found.items()}
+    name = "pages waited for a request: deferred over at once"
+    findings.counted(name, waits["both"] / waits["no deferred"], "<=", 0.5, unit="x")
+    findings.counted(
+        "pages waited for a request: eager, at most without", waits["both"], "<=", waits["no eager"]
+    )
+
+
+def _clock(folder: Path, trial: Trial, findings: Findings) -> None:
+    """Medians over rounds in which the two take turns; seconds of whole steps."""
+    rng = np.random.default_rng([trial.seed, 2])
+    engines = {
+        layout: _engine(folder, layout, trial, prefix_reuse=False) for layout in ("paged", "contiguous")
+    }
+    took: dict[tuple[str, str], list[float]] = {}
+    for turn in range(ROUNDS):
+        prompts = [rng.integers(1, 99, 400) for _ in range(SEQUENCES)]
+        items = [request(f"{turn}-{i}", prompt, 24) for i, prompt in enumerate(prompts)]
+        for layout in list(engines)[:: -1 if turn % 2 else 1]:
+            findings.progress(f"on the clock, round {turn + 1}: {layout}")
+            for kind, seconds in _seconds(engines[layout], items).items():
+                took.setdefault((kind, layout), []).append(seconds)
+    for kind, limit in (("decode", 1.0), ("prefill", 1.0)):
+        paged, ours = (np.array(took[kind, layout]) for layout in ("paged", "contiguous"))
+        findings.clocked(
+            f"{kind}: seconds contiguous over paged", np.median(ours / paged), "<=", limit, unit="x"
+        )
+
+
+def _seconds(engine: Engine, items: list[Request]) -> dict[str, float]:
+    """Median seconds of steps of one row each, and those of all other steps."""
+    for item in items:
+        engine.add(item, 0.0)
+    decode, prefill = [], 0.0
+    while not engine.idle:
+        before, running = engine.scheduler.counters.computed, len(engine.scheduler.running)
+        began = time.perf_counter()
+        engine.step(0.0)
+        took = time.perf_counter() - began
+        if engine.scheduler.counters.computed - before <= running:
+            decode.append(took)
+        else:
+            prefill += took
+    return {"decode": float(np.median(decode)), "prefill": prefill}
