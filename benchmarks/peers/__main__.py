@@ -155,13 +155,25 @@ class Contest:
         python = str(ENVIRONMENTS[environment].python) if environment else sys.executable
         command = [python, "-m", f"benchmarks.peers.contestants.{module}", json.dumps(vars(start))]
         self.say(f"{name} loads {path.name}")
-        process = Process(command, HOME / "logs" / f"{name}.log", None if environment else dict(os.environ))
+        variables = None if environment else dict(os.environ)
         try:
-            process.run(warm_up, warm_up.with_suffix(".out"))
+            process = Process(command, HOME / "logs" / f"{name}.log", variables)
+        except Unavailable as error:
+            raise _blamed(error, name) from None
+        try:
+            try:
+                process.run(warm_up, warm_up.with_suffix(".out"))
+            except Unavailable as error:
+                raise _blamed(error, name) from None
             process.stop()
             yield process
         finally:
             process.close()
+
+
+def _blamed(error: Unavailable, name: str) -> Exception:
+    """Where shoal itself fails the contest ends: that is no fault of the peer."""
+    return RuntimeError(f"{OURS} failed: {error}") if name == OURS else error
 
 
 def main() -> None:

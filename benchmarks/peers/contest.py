@@ -47,11 +47,16 @@ def turn(
     Raises:
         Mismatch: its token counts are not ``outputs``.
         Unavailable: it failed.
+        RuntimeError: it is shoal that failed, which is no fault of the peer.
     """
     runner.go_on()
     try:
         with watch() as seen:
             reply = runner.run(job, job.with_suffix(f".{name}.out"))
+    except Unavailable as error:
+        if name == OURS:
+            raise RuntimeError(f"{OURS} failed: {error}") from None
+        raise
     finally:
         runner.stop()
     if reply["tokens"] != outputs:

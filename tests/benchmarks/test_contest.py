@@ -125,3 +125,11 @@ def test_who_fails_keeps_the_pairs_so_far_and_the_reason(tmp_path):
     with pytest.raises(Unavailable):
         measure(record, found, Runner("a", []), Runner("b", [], error=Unavailable("no AVX-512")), tmp_path)
     assert Record.read(record.path).cells["llama135m/shared/vllm"].failed == "no AVX-512"
+
+
+def test_what_shoal_fails_in_is_not_held_against_the_peer(tmp_path):
+    record = Record(tmp_path / "record.json")
+    found = record.cell(cell())
+    with pytest.raises(RuntimeError, match="shoal failed: no memory"):
+        measure(record, found, Runner("a", [], error=Unavailable("no memory")), Runner("b", []), tmp_path)
+    assert not found.failed
