@@ -114,7 +114,8 @@ def _pip(environment: Environment, words: list[str], log: Any) -> None:
     log.write(done.stdout)
     log.flush()
     if done.returncode:
-        raise Unavailable(f"pip: {_complaint(done.stdout)}")
+        how = f"ended by signal {-done.returncode}: " if done.returncode < 0 else ""
+        raise Unavailable(f"pip: {how}{_complaint(done.stdout)}")
 
 
 def _complaint(text: str) -> str:
