@@ -19,7 +19,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,14 +34,17 @@ from shoal.experiments.claims import Findings, Trial
 from shoal.experiments.places import LARGE, SMALL
 from shoal.memory.contiguous import ContiguousMemory
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PAGE, LONGEST, SEQUENCES = 16, 512, 8
 LAYOUTS = ("paged", "slots", "contiguous")
-ROUNDS = 5
+ROUNDS = 3
 
 
 def run(trial: Trial, findings: Findings) -> None:
     rng = np.random.default_rng([trial.seed, 0])
-    items = _requests(rng, 12 if trial.quick else 96)
+    items = _requests(rng, 12 if trial.quick else 32)
     with tempfile.TemporaryDirectory() as folder:
         small = _model(Path(folder, "small"), SMALL)
         _answers(small, items, trial, findings)
@@ -177,11 +180,18 @@ def _waits(folder: Path, trial: Trial, findings: Findings) -> None:
         [(name, *row) for name, row in found.items()],
     )
     waits = {name: row[0] for name, row in found.items()}
+    findings.picture(lambda figure: _draw(figure, waits))
     name = "pages waited for a request: deferred over at once"
     findings.counted(name, waits["both"] / waits["no deferred"], "<=", 0.5, unit="x")
     findings.counted(
         "pages waited for a request: eager, at most without", waits["both"], "<=", waits["no eager"]
     )
+
+
+def _draw(figure: Figure, waits: dict[str, float]) -> None:
+    axes = figure.subplots()
+    axes.bar(list(waits), list(waits.values()))
+    axes.set(ylabel="pages that steps waited for, a request")
 
 
 def _clock(folder: Path, trial: Trial, findings: Findings) -> None:
@@ -192,8 +202,8 @@ def _clock(folder: Path, trial: Trial, findings: Findings) -> None:
     }
     took: dict[tuple[str, str], list[float]] = {}
     for turn in range(ROUNDS):
-        prompts = [rng.integers(1, 99, 400) for _ in range(SEQUENCES)]
-        items = [request(f"{turn}-{i}", prompt, 24) for i, prompt in enumerate(prompts)]
+        prompts = [rng.integers(1, 99, 128) for _ in range(SEQUENCES)]
+        items = [request(f"{turn}-{i}", prompt, 16) for i, prompt in enumerate(prompts)]
         for layout in list(engines)[:: -1 if turn % 2 else 1]:
             findings.progress(f"on the clock, round {turn + 1}: {layout}")
             for kind, seconds in _seconds(engines[layout], items).items():
