@@ -67,7 +67,7 @@ ENVIRONMENTS = {
             "llama.cpp",
             (("--no-binary", "llama-cpp-python", "llama-cpp-python", "numpy"),),
             ("llama-cpp-python",),
-            {"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+            {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
         ),
         Environment(
             "transformers", (("transformers", "torch", "numpy", *_CONSTRAINTS),), ("transformers", "torch")
