@@ -24,7 +24,11 @@ from shoal.experiments.registry import description, registry
 
 RESULTS = "## Reproduced"
 """Everything from this heading on comes from a run."""
-IN_FORCE = "No policy: it is part of the compiled kernels, and in force wherever they compute."
+IN_FORCE = {
+    "hydragen": "No policy: it is part of the compiled kernels, and in force wherever they compute.",
+    "vattention": "No policy but a layout of KV memory: `--layout contiguous`.",
+}
+"""How a system without a policy is chosen."""
 QUESTIONS = {
     "order": "Who is next?",
     "admission": "How many rows in this step, and may this one enter?",
@@ -47,7 +51,7 @@ def static_part(name: str) -> str:
     lead, _, rest = description(name).partition("\n\n")
     parts = [
         f"# {name}",
-        *(_policy(name) if name in policies.POLICIES["policy"] else [IN_FORCE]),
+        *(_policy(name) if name in policies.POLICIES["policy"] else [IN_FORCE[name]]),
         "## The experiment",
         prose(lead),
         prose(rest),

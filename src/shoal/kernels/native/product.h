@@ -97,9 +97,10 @@ static void product_some(int rows, const X *x, ptrdiff_t x_stride, const T *b, p
     }
 }
 
-// All rows of a chunk against `TILES` tiles from `tile` on, in blocks of nearly equal height: out[row][TILES * 16].
+// All rows of a chunk against `TILES` tiles from `tile` on, `apart` tiles from one to the next, in blocks of nearly
+// equal height: out[row][TILES * 16].
 template <int TILES, class T>
-static void product_tiles(const Product *p, int64_t begin, int64_t end, int64_t tile, float *out) {
+static void product_tiles(const Product *p, int64_t begin, int64_t end, int64_t tile, int64_t apart, float *out) {
     using X = typename RowsOf<T>::Type;
     const Matrix *m = p->matrix;
     const T *b = (const T *)m->data + tile * m->inputs * TILE;
@@ -111,7 +112,7 @@ static void product_tiles(const Product *p, int64_t begin, int64_t end, int64_t 
         for (int64_t i = 0; i < blocks; i++) {
             int64_t first = rows * i / blocks, last = rows * (i + 1) / blocks;
             product_some<TILES>((int)(last - first), x + first * p->x_stride + k, p->x_stride, b + k * TILE,
-                                m->inputs * TILE, count, out + first * TILES * TILE, k > 0);
+                                apart * m->inputs * TILE, count, out + first * TILES * TILE, k > 0);
         }
     }
 }
@@ -138,13 +139,14 @@ static void leave(const Product *p, int64_t begin, int64_t end, int64_t tile, fl
 
 // The gate's sums of a tile, and those of the other half, to the activation of the one times the other.
 template <class T>
-static void leave_gated(const Product *p, int64_t begin, int64_t end, int64_t tile, float *gate, float *up) {
+static void leave_gated(const Product *p, int64_t begin, int64_t end, int64_t tile, float *gate, float *up,
+                        ptrdiff_t stride) {
     using X = typename RowsOf<T>::Type;
     const Matrix *m = p->matrix;
     int64_t column = tile * TILE;
-    add_bias<T>(m, column, gate, end - begin, TILE);
-    add_bias<T>(m, m->outputs / 2 + column, up, end - begin, TILE);
-    for (int64_t row = begin; row < end; row++, gate += TILE, up += TILE) {
+    add_bias<T>(m, column, gate, end - begin, stride);
+    add_bias<T>(m, m->outputs / 2 + column, up, end - begin, stride);
+    for (int64_t row = begin; row < end; row++, gate += stride, up += stride) {
         X *y = (X *)p->y + row * p->y_stride + column;
         for (int c = 0; c < TILE; c += LANES)
             put_all(y + c, activated(load(gate + c), load(up + c), p->activation));
@@ -181,18 +183,22 @@ static void product_range(const Product *p, int64_t begin, int64_t end, int64_t 
     int64_t rows = end - begin, half = p->matrix->outputs / TILE / 2;
     bool two = tiles_at_once(rows) == 2;
     while (tile < last) {
-        if (p->epilogue == GATE) {
-            product_tiles<1, T>(p, begin, end, tile, sums);
-            product_tiles<1, T>(p, begin, end, tile + half, sums + rows * TILE);
-            leave_gated<T>(p, begin, end, tile, sums, sums + rows * TILE);
+        if (p->epilogue == GATE && two) {
+            product_tiles<2, T>(p, begin, end, tile, half, sums);
+            leave_gated<T>(p, begin, end, tile, sums, sums + TILE, 2 * TILE);
+            tile += 1;
+        } else if (p->epilogue == GATE) {
+            product_tiles<1, T>(p, begin, end, tile, 1, sums);
+            product_tiles<1, T>(p, begin, end, tile + half, 1, sums + rows * TILE);
+            leave_gated<T>(p, begin, end, tile, sums, sums + rows * TILE, TILE);
             tile += 1;
         } else if (two && last - tile >= 2) {
-            product_tiles<2, T>(p, begin, end, tile, sums);
+            product_tiles<2, T>(p, begin, end, tile, 1, sums);
             leave_as<T>(p, begin, end, tile, sums, 2 * TILE);
             leave_as<T>(p, begin, end, tile + 1, sums + TILE, 2 * TILE);
             tile += 2;
         } else {
-            product_tiles<1, T>(p, begin, end, tile, sums);
+            product_tiles<1, T>(p, begin, end, tile, 1, sums);
             leave_as<T>(p, begin, end, tile, sums, TILE);
             tile += 1;
         }
@@ -208,7 +214,8 @@ static void product_all(const Product *p) {
     height = height < 48 ? 48 : height > MOST_HEIGHT ? MOST_HEIGHT : height;
     int64_t chunks = (p->rows + height - 1) / height;
     if (chunks < 1) return;
-    int64_t wanted = (16 * p->threads + chunks - 1) / chunks;      // groups a chunk
+    int64_t each = p->rows <= FEW ? 1 : 16;  // groups a thread: memory comes fastest in long stretches
+    int64_t wanted = (each * p->threads + chunks - 1) / chunks;  // groups a chunk
     int64_t group = (tiles + wanted - 1) / wanted;
     int64_t at_once = p->epilogue == GATE ? 1 : tiles_at_once(p->rows / chunks);
     group = (group + at_once - 1) / at_once * at_once;
