@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PAGE, LONGEST, SEQUENCES = 16, 512, 8
 LAYOUTS = ("paged", "slots", "contiguous")
-ROUNDS = 3
+ROUNDS = 7
 
 
 def run(trial: Trial, findings: Findings) -> None:
