@@ -119,6 +119,18 @@ def refused(tmp_path: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
+    "verb", [("run", "in.jsonl", "-o", "out.jsonl"), ("plan", "in.jsonl"), ("calibrate",)]
+)
+def test_a_model_that_is_not_named(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    command = (sys.executable, "-m", "shoal.cli.main", *verb)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "Missing option '--model'" in found.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
     "damaged",
     [
         *(truncated_safetensors, cut_gguf, corrupted_gguf, not_gguf),

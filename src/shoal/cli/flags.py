@@ -23,9 +23,8 @@ def engine_flags(command: Any = None, *, model: str | None = None) -> Any:
     flags = [
         click.option(
             "--model",
-            required=model is None,
-            default=model,
-            show_default=model is not None,
+            # A default that is stated, even None, would do for what is required.
+            **({"required": True} if model is None else {"default": model, "show_default": True}),
             help="Hugging Face id or folder, a GGUF file, 'demo', or 'null': no model at all, tokens are a "
             "function of the prompt's bytes (for tests and dry runs).",
         ),
