@@ -9,17 +9,25 @@
 constexpr int64_t FEW = 3;       // rows that wait for memory more than for sums: they take two tiles at once
 constexpr int64_t AHEAD = 1024;  // bytes between what is multiplied for few rows and what is fetched
 
+// What is fetched while something else is multiplied: `pace` numbers for every k, of each tile.
+template <class T>
+struct Fetch {
+    const T *from;
+    int64_t pace;
+};
+
 // acc[row][tile * NV + vector] += a[row][k] * b[tile][k][...] for k = 0 .. count - 1.
 template <int ROWS, int TILES, class T>
 INLINE void accumulate(Vec (&acc)[ROWS][TILES * NV], const float *a, ptrdiff_t a_stride, const T *b,
-                       ptrdiff_t tile_stride, ptrdiff_t k_stride, int64_t count) {
+                       ptrdiff_t tile_stride, ptrdiff_t k_stride, int64_t count, Fetch<T> next = {}) {
     for (int64_t k = 0; k < count; k++) {
         Vec w[TILES * NV];
 #pragma GCC unroll 8
         for (int tile = 0; tile < TILES; tile++) load_tile(b + tile * tile_stride + k * k_stride, w + tile * NV);
-        if (ROWS <= FEW)
-            for (int tile = 0; tile < TILES; tile++)
-                __builtin_prefetch(b + tile * tile_stride + k * k_stride + AHEAD / sizeof(T));
+        for (int tile = 0; tile < TILES; tile++) {
+            if (ROWS <= FEW) __builtin_prefetch(b + tile * tile_stride + k * k_stride + AHEAD / sizeof(T));
+            else if (next.from) __builtin_prefetch(next.from + tile * tile_stride + k * next.pace, 0, 2);
+        }
 #pragma GCC unroll 28
         for (int row = 0; row < ROWS; row++) {
             Vec x = splat(a[row * a_stride + k]);
@@ -33,12 +41,15 @@ INLINE void accumulate(Vec (&acc)[ROWS][TILES * NV], const float *a, ptrdiff_t a
 // The same for bf16 rows: two k at a time, which lie side by side in both; a last odd one is paired with nothing.
 template <int ROWS, int TILES>
 INLINE void accumulate(Vec (&acc)[ROWS][TILES * NV], const uint16_t *a, ptrdiff_t a_stride, const uint16_t *b,
-                       ptrdiff_t tile_stride, ptrdiff_t, int64_t count) {
+                       ptrdiff_t tile_stride, ptrdiff_t, int64_t count, Fetch<uint16_t> next = {}) {
     for (int64_t k = 0; k < count; k += 2) {
         bool whole = k + 1 < count;
         Ints w[TILES * NV];
 #pragma GCC unroll 8
-        for (int tile = 0; tile < TILES; tile++) load_pairs(b + tile * tile_stride + k * TILE, whole, w + tile * NV);
+        for (int tile = 0; tile < TILES; tile++) {
+            load_pairs(b + tile * tile_stride + k * TILE, whole, w + tile * NV);
+            if (next.from) __builtin_prefetch(next.from + tile * tile_stride + k * next.pace, 0, 2);
+        }
 #pragma GCC unroll 28
         for (int row = 0; row < ROWS; row++) {
             Ints x = splat_pair(a + row * a_stride + k, whole);
@@ -68,7 +79,7 @@ constexpr int most_rows() {
 // out[r][TILES * 16] (+)= rows r of x times a cut of `TILES` neighbouring tiles.
 template <int ROWS, int TILES, class T, class X>
 INLINE void product_block(const X *x, ptrdiff_t x_stride, const T *b, ptrdiff_t tile_stride, int64_t count,
-                          float *out, bool add) {
+                          Fetch<T> next, float *out, bool add) {
     Vec acc[ROWS][TILES * NV] = {};
     if (add) {
 #pragma GCC unroll 28
@@ -76,7 +87,7 @@ INLINE void product_block(const X *x, ptrdiff_t x_stride, const T *b, ptrdiff_t 
 #pragma GCC unroll 16
             for (int v = 0; v < TILES * NV; v++) acc[r][v] = load(out + (r * TILES * NV + v) * LANES);
     }
-    accumulate<ROWS, TILES>(acc, x, x_stride, b, tile_stride, TILE, count);
+    accumulate<ROWS, TILES>(acc, x, x_stride, b, tile_stride, TILE, count, next);
 #pragma GCC unroll 28
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 16
@@ -86,11 +97,11 @@ INLINE void product_block(const X *x, ptrdiff_t x_stride, const T *b, ptrdiff_t 
 // One function for each number of rows that the registers hold.
 template <int TILES, class T, class X>
 static void product_some(int rows, const X *x, ptrdiff_t x_stride, const T *b, ptrdiff_t tile_stride, int64_t count,
-                         float *out, bool add) {
+                         Fetch<T> next, float *out, bool add) {
     switch (rows) {
 #define CASE(n) \
     case n: if constexpr (n <= most_rows<TILES>()) \
-            product_block<n, TILES>(x, x_stride, b, tile_stride, count, out, add); return;
+            product_block<n, TILES>(x, x_stride, b, tile_stride, count, next, out, add); return;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
         CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
 #undef CASE
@@ -98,21 +109,25 @@ static void product_some(int rows, const X *x, ptrdiff_t x_stride, const T *b, p
 }
 
 // All rows of a chunk against `TILES` tiles from `tile` on, `apart` tiles from one to the next, in blocks of nearly
-// equal height: out[row][TILES * 16].
+// equal height: out[row][TILES * 16]. Meanwhile those from `next` on are fetched, each block of rows its part.
 template <int TILES, class T>
-static void product_tiles(const Product *p, int64_t begin, int64_t end, int64_t tile, int64_t apart, float *out) {
+static void product_tiles(const Product *p, int64_t begin, int64_t end, int64_t tile, int64_t apart, int64_t next,
+                          float *out) {
     using X = typename RowsOf<T>::Type;
     const Matrix *m = p->matrix;
     const T *b = (const T *)m->data + tile * m->inputs * TILE;
+    const T *then = (const T *)m->data + next * m->inputs * TILE;
     const X *x = (const X *)p->x + begin * p->x_stride;
     int64_t rows = end - begin, blocks = (rows + most_rows<TILES>() - 1) / most_rows<TILES>();
+    int64_t pace = blocks > 0 ? (TILE + blocks - 1) / blocks : 0;
     int64_t cut = rows <= most_rows<TILES>() ? m->inputs : K_BYTES / (TILE * TILES * (int64_t)sizeof(T));
     for (int64_t k = 0; k < m->inputs || k == 0; k += cut) {
         int64_t count = m->inputs - k < cut ? m->inputs - k : cut;
         for (int64_t i = 0; i < blocks; i++) {
             int64_t first = rows * i / blocks, last = rows * (i + 1) / blocks;
+            Fetch<T> fetch = {then + (i * m->inputs + k) * pace, pace};
             product_some<TILES>((int)(last - first), x + first * p->x_stride + k, p->x_stride, b + k * TILE,
-                                apart * m->inputs * TILE, count, out + first * TILES * TILE, k > 0);
+                                apart * m->inputs * TILE, count, fetch, out + first * TILES * TILE, k > 0);
         }
     }
 }
@@ -184,21 +199,21 @@ static void product_range(const Product *p, int64_t begin, int64_t end, int64_t 
     bool two = tiles_at_once(rows) == 2;
     while (tile < last) {
         if (p->epilogue == GATE && two) {
-            product_tiles<2, T>(p, begin, end, tile, half, sums);
+            product_tiles<2, T>(p, begin, end, tile, half, tile + 1, sums);
             leave_gated<T>(p, begin, end, tile, sums, sums + TILE, 2 * TILE);
             tile += 1;
         } else if (p->epilogue == GATE) {
-            product_tiles<1, T>(p, begin, end, tile, 1, sums);
-            product_tiles<1, T>(p, begin, end, tile + half, 1, sums + rows * TILE);
+            product_tiles<1, T>(p, begin, end, tile, 1, tile + half, sums);
+            product_tiles<1, T>(p, begin, end, tile + half, 1, tile + 1, sums + rows * TILE);
             leave_gated<T>(p, begin, end, tile, sums, sums + rows * TILE, TILE);
             tile += 1;
         } else if (two && last - tile >= 2) {
-            product_tiles<2, T>(p, begin, end, tile, 1, sums);
+            product_tiles<2, T>(p, begin, end, tile, 1, tile + 2, sums);
             leave_as<T>(p, begin, end, tile, sums, 2 * TILE);
             leave_as<T>(p, begin, end, tile + 1, sums + TILE, 2 * TILE);
             tile += 2;
         } else {
-            product_tiles<1, T>(p, begin, end, tile, 1, sums);
+            product_tiles<1, T>(p, begin, end, tile, 1, tile + 1, sums);
             leave_as<T>(p, begin, end, tile, sums, TILE);
             tile += 1;
         }
