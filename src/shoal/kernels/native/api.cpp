@@ -100,7 +100,7 @@ void arrange(Work &w, int64_t split, bool share) {
 // runs that share a block stay together.
 void group(Work &w) {
     const Step &s = w.step;
-    int64_t heads = w.model->layer_count ? w.model->layers[0].kv_heads : 1, wanted = 4 * w.threads;
+    int64_t heads = w.model->layer_count ? w.model->layers[0].kv_heads : 1, wanted = 12 * w.threads;
     int64_t height = std::clamp((s.rows * heads + wanted - 1) / wanted, (int64_t)1, MOST_GROUP);
     auto tied = [&](int32_t i) {
         return i > 0 && i < s.runs && w.common[i] > 0 && s.run_rows[w.order[i]] <= SHORT_RUN &&

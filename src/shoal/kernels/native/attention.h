@@ -178,9 +178,22 @@ INLINE bool visible(const Layer *l, int64_t position, int64_t block) {
     return position >= block * SPLIT && sees_from(l, position) < (block + 1) * SPLIT;
 }
 
+// The block of a sorted row that is read after this one: its keys are fetched meanwhile. row -1: none.
+struct Later {
+    int64_t row, block;
+};
+
+template <class T>
+static void fetch_later(const Task &t, Later later) {
+    if (later.row < 0) return;
+    int64_t position = position_of(t, later.row), start = later.block * SPLIT;
+    int64_t high = position + 1 < start + SPLIT ? position + 1 : start + SPLIT;
+    fetch_keys(pages_of<T>(t.w, t.l, t.head, t.w->sorted_run[later.row]), start, high);
+}
+
 // One block for sorted rows from .. to; returns how many positions were read.
 template <class T>
-static int64_t attend_block(const Task &t, int64_t from, int64_t to, int64_t block) {
+static int64_t attend_block(const Task &t, int64_t from, int64_t to, int64_t block, Later later) {
     const Work *w = t.w;
     int64_t read = 0, at_once = rows_at_once(t.share);
     for (int64_t i = from; i < to;) {
@@ -203,6 +216,8 @@ static int64_t attend_block(const Task &t, int64_t from, int64_t to, int64_t blo
         b.low = b.low > b.start ? b.low : b.start;
         b.high = b.high < b.start + SPLIT ? b.high : b.start + SPLIT;
         find(b, pages_of<T>(w, t.l, t.head, w->sorted_run[i]));
+        fetch_values(b);
+        fetch_later<T>(t, later);
         read += b.high - b.low;
         for (; i < end; i += at_once) attend_rows(t, b, i, i + at_once < end ? at_once : end - i);
         i = end;
@@ -224,7 +239,12 @@ static int64_t attend_all(const Task &t) {
             lowest = begin < lowest ? begin : lowest;
             highest = position / SPLIT > highest ? position / SPLIT : highest;
         }
-        for (int64_t block = lowest; block <= highest; block++) read += attend_block<T>(t, i, end, block);
+        for (int64_t block = lowest; block <= highest; block++) {
+            Later later = {i, block + 1};
+            if (block == highest)
+                later = end < t.to ? Later{end, sees_from(t.l, position_of(t, end)) / SPLIT} : Later{-1, 0};
+            read += attend_block<T>(t, i, end, block, later);
+        }
     }
     return read;
 }
@@ -298,7 +318,7 @@ static int64_t attend_tasks(const Work *w, const Layer *l, int *counter, int thr
             if (!block_of(t, number - tasks, &block)) return read;
             lay_together(t, together);
             fetch(t);
-            read += attend_block<T>(t, t.from, t.to, block);
+            read += attend_block<T>(t, t.from, t.to, block, Later{-1, 0});
         }
     }
 }

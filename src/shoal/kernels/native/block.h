@@ -55,6 +55,27 @@ static void find(Block<T> &b, const Pages<T> &p) {
     }
 }
 
+// Memory that is read soon, on its way to the nearer caches. Pages are short, and no processor guesses the next.
+INLINE void fetch_bytes(const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at, 0, 2);
+}
+
+template <class T>
+static void fetch_values(const Block<T> &b) {
+    for (int64_t i = 0; i < b.stretches; i++)
+        fetch_bytes(b.value[i].at, b.value[i].count * padded(b.size) * (int64_t)sizeof(T));
+}
+
+// Keys of the positions from .. high.
+template <class T>
+static void fetch_keys(const Pages<T> &p, int64_t from, int64_t high) {
+    for (int64_t index = from / p.page_size; index * p.page_size < high; index++) {
+        int64_t page = p.ids ? p.ids[index] : index, left = high - index * p.page_size;
+        int64_t slots = left < p.page_size ? (left + TILE - 1) / TILE * TILE : p.page_size;
+        fetch_bytes(p.keys + page * p.key_page, slots * p.size * (int64_t)sizeof(T));
+    }
+}
+
 template <int ROWS, int TILES, class T>
 INLINE void score_rows(const float *query, const Block<T> &b, int64_t tile, float *scores) {
     const T *keys[TILES];
@@ -122,10 +143,10 @@ static void score(const float *query, int64_t n, const Block<T> &b, float *score
         return tile + count <= b.tiles && b.key[tile + count - 1].first == b.key[tile].first + (count - 1) * TILE;
     };
     for (int64_t tile = 0; tile < b.tiles;) {
-        if (n == 1 && beside(tile, 4)) {
+        if (n * 4 * NV <= REGISTERS && beside(tile, 4)) {
             score_tiles<4>(query, n, b, tile, scores);
             tile += 4;
-        } else if (n == 2 && beside(tile, 2)) {
+        } else if (n * 2 * NV <= REGISTERS && beside(tile, 2)) {
             score_tiles<2>(query, n, b, tile, scores);
             tile += 2;
         } else {
@@ -159,7 +180,7 @@ template <class T>
 static void mix(const float *weights, int64_t n, const Block<T> &b, float *out) {
     int64_t width = padded(b.size), column = 0;
     weights += TILE;
-    for (; (n <= FEW || LANES == 16) && column + 2 * TILE <= width; column += 2 * TILE)
+    for (; (n * 2 * NV <= REGISTERS || LANES == 16) && column + 2 * TILE <= width; column += 2 * TILE)
         in_parts<2>(n, [&]<int ROWS>(int64_t first) {
             mix_rows<ROWS, 2>(weights + first * SCORES, b, column, out + first * width + column);
         });

@@ -6,7 +6,7 @@
 #include "rows.h"
 #include "vectors.h"
 
-constexpr int64_t FEW = 3;       // rows that wait for memory more than for sums: they take two tiles at once
+constexpr int64_t FEW = 2;       // rows that wait for memory more than for sums: they take two tiles at once
 constexpr int64_t AHEAD = 1024;  // bytes between what is multiplied for few rows and what is fetched
 
 // What is fetched while something else is multiplied: `pace` numbers for every k, of each tile.
@@ -20,21 +20,27 @@ struct Fetch {
 template <int ROWS, int TILES, class T>
 INLINE void accumulate(Vec (&acc)[ROWS][TILES * NV], const float *a, ptrdiff_t a_stride, const T *b,
                        ptrdiff_t tile_stride, ptrdiff_t k_stride, int64_t count, Fetch<T> next = {}) {
-    for (int64_t k = 0; k < count; k++) {
-        Vec w[TILES * NV];
+    // Where sums leave too few registers for all of w, tiles take turns.
+    constexpr int HELD = (ROWS + 1) * TILES * NV < REGISTERS + 4 ? TILES : 1;
+    for (int64_t k = 0; k < count; k++)
 #pragma GCC unroll 8
-        for (int tile = 0; tile < TILES; tile++) load_tile(b + tile * tile_stride + k * k_stride, w + tile * NV);
-        for (int tile = 0; tile < TILES; tile++) {
-            if (ROWS <= FEW) __builtin_prefetch(b + tile * tile_stride + k * k_stride + AHEAD / sizeof(T));
-            else if (next.from) __builtin_prefetch(next.from + tile * tile_stride + k * next.pace, 0, 2);
-        }
+        for (int first = 0; first < TILES; first += HELD) {
+            Vec w[HELD * NV];
+#pragma GCC unroll 8
+            for (int tile = 0; tile < HELD; tile++) {
+                const T *at = b + (first + tile) * tile_stride;
+                load_tile(at + k * k_stride, w + tile * NV);
+                if (ROWS <= FEW) __builtin_prefetch(at + k * k_stride + AHEAD / sizeof(T));
+                else if (next.from) __builtin_prefetch(next.from + tile * tile_stride + k * next.pace, 0, 2);
+            }
 #pragma GCC unroll 28
-        for (int row = 0; row < ROWS; row++) {
-            Vec x = splat(a[row * a_stride + k]);
+            for (int row = 0; row < ROWS; row++) {
+                Vec x = splat(a[row * a_stride + k]);
 #pragma GCC unroll 16
-            for (int v = 0; v < TILES * NV; v++) acc[row][v] = fma(x, w[v], acc[row][v]);
+                for (int v = 0; v < HELD * NV; v++)
+                    acc[row][first * NV + v] = fma(x, w[v], acc[row][first * NV + v]);
+            }
         }
-    }
 }
 
 #ifdef PAIRS
