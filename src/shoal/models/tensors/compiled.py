@@ -18,7 +18,6 @@ from torch import Tensor
 
 from shoal.core.plan import StepPlan
 from shoal.kernels import native
-from shoal.kernels.memory import stretch
 from shoal.kernels.plain import rotary_table
 from shoal.models.architecture import Architecture, Layer
 from shoal.models.rotary import Rotary
@@ -103,8 +102,14 @@ class CompiledModel:
     def allocate_cache(self, pages: int, page_size: int) -> CompiledCache:
         """Room for ``pages`` pages in every layer; the system commits main memory as pages are written."""
 
-        room = stretch(pages * self.page_bytes(page_size))
-        return self.cache_in(room.view(pages, -1), pages, 0, page_size)
+        def room(slots: int, width: int, kv_heads: int) -> Tensor:
+            return torch.empty((kv_heads, pages, slots * width), dtype=self.dtype)
+
+        padded = native.padded_rows
+        attentions = [layer.attention for layer in self.architecture.layers]
+        keys = [room(padded(page_size), a.head_size, a.kv_heads) for a in attentions]
+        values = [room(page_size, padded(a.head_size), a.kv_heads) for a in attentions]
+        return CompiledCache(keys, values, pages, page_size)
 
     def page_bytes(self, page_size: int) -> int:
         """Bytes of a page of all layers, for ``cache_in``."""

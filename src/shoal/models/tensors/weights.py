@@ -5,6 +5,8 @@ Rows are converted straight into the tensor that stays, so that memory never hol
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ import torch
 from torch import Tensor
 
 from shoal.core.errors import OperatorError
-from shoal.kernels.memory import stretch
 from shoal.kernels.native import TILE, Session, padded_rows
 from shoal.models.architecture import Architecture, Parameter, Part
 
@@ -137,11 +138,11 @@ def _allocate(architecture: Architecture, dtype: torch.dtype, device: torch.devi
     sizes = {p.name: _numbers(p, dtype) for p in parameters if p.role == "matrix" and device.type == "cpu"}
     tensors = {}
     try:
-        matrices, at = stretch(sum(sizes.values()) * dtype.itemsize).view(dtype), 0
+        stretch, at = _stretch(sum(sizes.values()) * dtype.itemsize).view(dtype), 0
         for parameter in parameters:
             shape, size = parameter.shape, sizes.get(parameter.name, 0)
             if size:
-                matrix = matrices[at : at + size][: padded_rows(shape[0]) * shape[1]]
+                matrix = stretch[at : at + size][: padded_rows(shape[0]) * shape[1]]
                 tensors[parameter.name] = matrix.view(-1, shape[1])[: shape[0]]
                 at += size
             else:
@@ -160,6 +161,17 @@ def _numbers(parameter: Parameter, dtype: torch.dtype) -> int:
     """Of a matrix with whole tiles, to whole cache lines."""
     line = CACHE_LINE // dtype.itemsize
     return -(-padded_rows(parameter.shape[0]) * parameter.shape[1] // line) * line
+
+
+def _stretch(size: int) -> Tensor:
+    """So many bytes of main memory, in huge pages where the system has them: with small ones, products of few
+    rows wait for the translation of addresses."""
+    if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)
 
 
 def _fill(
