@@ -21,9 +21,9 @@ def test_all_ways_are_attention(dtype, near, kv_heads):
     for found in (shared(), Torch(drawn).each().view(3, 6, 16)):
         torch.testing.assert_close(found.double(), wanted, atol=near, rtol=near)
     even = Drawn(Tree(((200,), (5, 5, 5))), Shape(dtype, heads=6, kv_heads=kv_heads, size=16), 3)
-    torch.testing.assert_close(
-        Torch(even).replicated()().view_as(even.query), Torch(even).each().view_as(even.query)
-    )
+    copies, each = Torch(even).replicated(), Torch(even).each().view_as(even.query)
+    torch.testing.assert_close(copies().view_as(even.query), each)
+    torch.testing.assert_close(copies.by_products().view_as(even.query), each, atol=near, rtol=near)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
