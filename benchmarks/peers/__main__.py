@@ -2,9 +2,10 @@
 
     python -m benchmarks.peers [--peers vllm,openvino] [--jobs shared] [--models llama135m] [--pairs 5]
 
-Peers are installed on first use, each in an environment of its own under out/peers. A run that was cut goes
-on where it was. Results go to docs (benchmarks.md, peers.json, peers.svg); those of ``--quick`` stay under
-out/peers.
+Peers are installed on first use, each in an environment of its own under out/peers. Every cell gets one pair
+first, then those whose peer is near the fastest get the others; peers far behind keep their one. A run that
+was cut goes on where it was. Results go to docs (benchmarks.md, peers.json, peers.svg); those of ``--quick``
+stay under out/peers.
 """
 
 from __future__ import annotations
@@ -79,22 +80,23 @@ class Contest:
             peers = [PEERS[name] for name in self.options.peers if model in PEERS[name].models]
             workload.write(workload.job_of("mixed", model, folder, True), self._job_file(model, WARM_UP))
             self._limits(model, folder)
-            for peer in peers:
-                self._peer(model, folder, peer, jobs)
+            for pairs in (1, self.options.pairs):
+                for peer in peers:
+                    self._peer(model, folder, peer, jobs, pairs)
 
     def _limits(self, model: str, folder: Path) -> None:
         found = workload.limits(folder, model, self.options.jobs, self.options.quick, self.options.threads)
         self.record.limits[model] = self.record.limits.get(model, {}) | found
         self.record.save()
 
-    def _peer(self, model: str, folder: Path, peer: Peer, jobs: dict[str, Job]) -> None:
+    def _peer(self, model: str, folder: Path, peer: Peer, jobs: dict[str, Job], pairs: int) -> None:
         versions, trouble, form = {}, "", folder
         try:
             versions = environments.install(ENVIRONMENTS[peer.environment])
             form = models.provide(model, peer.form)
         except Unavailable as error:
             trouble = str(error)
-        cells = {name: self._cell(model, peer, job, versions) for name, job in jobs.items()}
+        cells = {name: self._cell(model, peer, job, versions, pairs) for name, job in jobs.items()}
         by_pool: dict[int | None, list[str]] = defaultdict(list)
         for name, cell in cells.items():
             if not cell.whole:
@@ -111,14 +113,17 @@ class Contest:
                         self.say(f"{model} {name} {peer.name}: not run: {error}")
                 self.record.save()
 
-    def _cell(self, model: str, peer: Peer, job: Job, versions: dict[str, str]) -> Cell:
+    def _cell(self, model: str, peer: Peer, job: Job, versions: dict[str, str], pairs: int) -> Cell:
         digest = workload.write(job, self._job_file(model, job.name))
         key = {"sources": self.sources, "versions": versions, "variant": peer.variant, "job": digest}
         key |= self.record.machine
-        wanted = self.options.pairs if peer.pairs is None else peer.pairs
+        wanted = pairs if peer.pairs is None else min(pairs, peer.pairs)
         cell = Cell(model, job.name, peer.name, key, sum(job.outputs), wanted)
         cell.ours["versions"], cell.theirs["versions"] = self.versions, versions
-        return self.record.cell(cell)
+        cell = self.record.cell(cell)
+        if self.record.behind(cell):
+            cell.wanted = len(cell.pairs)
+        return cell
 
     def _job_file(self, model: str, name: str) -> Path:
         return HOME / "jobs" / f"{model}-{name}-{self.size}.json"

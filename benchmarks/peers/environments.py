@@ -127,7 +127,7 @@ def _versions(environment: Environment, names: tuple[str, ...]) -> dict[str, str
     """Those of ``names`` that are installed."""
     program = (
         "import json, sys; from importlib.metadata import distributions\n"
-        "found = {d.metadata['Name']: d.version for d in distributions()}\n"
+        "found = {d.metadata['Name'].replace('_', '-'): d.version for d in distributions()}\n"
         "print(json.dumps({n: found[n] for n in sys.argv[1:] if n in found}))"
     )
     command = [str(environment.python), "-c", program, *names]

@@ -13,6 +13,9 @@ from typing import Any
 
 from benchmarks.peers.environments import ROOT
 
+FAR = 1.5
+"""Peers that take so many times as long as the fastest get no more pairs."""
+
 
 @dataclass
 class Pair:
@@ -108,6 +111,16 @@ class Record:
         found.wanted = wanted.wanted
         return found
 
+    def behind(self, cell: Cell) -> bool:
+        """Whether the cell's peer takes more than ``FAR`` times as long as the fastest in this job, by
+        medians: more pairs would not make it the best one."""
+        rivals = [
+            other.rates[1]
+            for other in self.cells.values()
+            if (other.model, other.job) == (cell.model, cell.job) and other.pairs and not other.void
+        ]
+        return bool(cell.pairs) and max(rivals, default=0.0) > FAR * cell.rates[1]
+
     def save(self) -> None:
         """Whole or not at all."""
         content = {
@@ -124,8 +137,13 @@ class Record:
         part.replace(self.path)
 
 
-def sources_digest(folders: Iterable[Path] = (ROOT / "src" / "shoal", ROOT / "hatch_build.py")) -> str:
-    """Twelve digits that change with any source file of shoal."""
+ROOMS = ("core", "engine", "kernels", "memory", "models", "reuse", "schedule")
+"""What takes part in a contestant's run."""
+SOURCES = (*(ROOT / "src" / "shoal" / room for room in ROOMS), ROOT / "hatch_build.py")
+
+
+def sources_digest(folders: Iterable[Path] = SOURCES) -> str:
+    """Twelve digits that change with any source file of shoal that could change a figure."""
     digest = hashlib.sha256()
     for root in folders:
         files = [root] if root.is_file() else sorted(root.rglob("*"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import picture
-from benchmarks.peers.record import Cell, Record
+from benchmarks.peers.record import FAR, Cell, Record
 from benchmarks.peers.roster import MODELS, PEERS, SHARES, THRESHOLDS
 from shoal.bench.jobs import JOBS
 
@@ -69,7 +69,8 @@ def _where(record: Record) -> str:
     noise = f" {subject} disturbed every time." if disturbed else ""
     return (
         f"Measured on {machine['processor']} ({machine['instructions']}), {machine['threads']} threads, "
-        f"with shoal's sources {said}.{noise}"
+        f"with shoal's sources {said}. Peers that took more than {FAR:g} times as long as the fastest in a "
+        f"job got one pair there.{noise}"
     )
 
 

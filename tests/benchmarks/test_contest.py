@@ -133,3 +133,17 @@ def test_what_shoal_fails_in_is_not_held_against_the_peer(tmp_path):
     with pytest.raises(RuntimeError, match="shoal failed: no memory"):
         measure(record, found, Runner("a", [], error=Unavailable("no memory")), Runner("b", []), tmp_path)
     assert not found.failed
+
+
+def test_who_is_far_behind_the_fastest_gets_no_more_pairs(tmp_path):
+    record = Record(tmp_path / "record.json")
+    fast, near, far, other = (
+        record.cell(Cell("llama135m", job, peer, {}, 10, wanted=5))
+        for job, peer in (("mixed", "a"), ("mixed", "b"), ("mixed", "c"), ("decode", "c"))
+    )
+    assert not record.behind(fast)
+    for found, seconds in ((fast, 10.0), (near, 14.9), (far, 15.1), (other, 99.0)):
+        found.pairs.append(contest.Pair(ours=1.0, theirs=seconds))
+    assert [record.behind(found) for found in (fast, near, far, other)] == [False, False, True, False]
+    fast.void = "another number of tokens"
+    assert not record.behind(far)
