@@ -19,7 +19,8 @@ VOCABULARY, OUTPUT = 160, size(12, 40)
 REQUESTS = size(40, 256)
 STEM = 150
 """Tokens of a stem: longer than a block of 128 positions, so that whole blocks are shared."""
-NAMES = size(("llama-plain", "gemma3-plain"), tuple(variant.name for variant in VARIANTS))
+NAMES = size(("llama-plain", "gemma3-plain"), ("llama-plain", "qwen2-window", "qwen3-plain", "gemma3-plain"))
+"""Biases, windows, norms of queries and keys, norms after: what kernels do differently for one or another."""
 COMPANY = {
     "two": {"max_num_seqs": 2},
     "seven": {"max_num_seqs": 7},

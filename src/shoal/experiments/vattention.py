@@ -10,7 +10,11 @@ and the same random weights.
 - *Footprint.* Without eager mapping and deferred reclamation, pages in use are within one page a sequence
   of the tokens in them; static places take their whole length.
 - *Reclamation, eager mapping.* Pages that a step must wait for, with each of the two switched off.
-- *On the clock.* Steps of one token and of whole prompts, contiguous over paged, in turn.
+- *On the clock.* Steps of one token, and whole prompts in chunks, at 2,048 tokens of context, the two layouts
+  in turn. Torch's own operators must gather pages first, and read a place where it lies: the published gain.
+  The compiled kernels read pages where they lie, so there the layouts are one as fast as the other: that
+  contiguous is no slower is given up if it is slower in more than 16 of 21 rounds, which for equals happens
+  once in 280 times.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from shoal.engine.build import prepare, start
 from shoal.engine.engine import Engine
 from shoal.experiments.benches import request
 from shoal.experiments.claims import Findings, Trial
-from shoal.experiments.places import LARGE, SMALL
+from shoal.experiments.places import SMALL
 from shoal.memory.contiguous import ContiguousMemory
 
 if TYPE_CHECKING:
@@ -39,7 +43,11 @@ if TYPE_CHECKING:
 
 PAGE, LONGEST, SEQUENCES = 16, 512, 8
 LAYOUTS = ("paged", "slots", "contiguous")
-ROUNDS = 7
+ATTENTIVE = SMALL | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+ATTENTIVE |= {"max_position_embeddings": 4096}
+"""Hardly anything but attention."""
+CONTEXT, BATCH, ANSWER = 2048, 4, 24
+ROUNDS, MOST_SLOWER = 21, 16
 
 
 def run(trial: Trial, findings: Findings) -> None:
@@ -51,7 +59,7 @@ def run(trial: Trial, findings: Findings) -> None:
         _footprint(small, items, trial, findings)
         _waits(small, trial, findings)
         if not trial.quick:
-            _clock(_model(Path(folder, "large"), LARGE), trial, findings)
+            _clock(_model(Path(folder, "attentive"), ATTENTIVE), trial, findings)
 
 
 def _requests(rng: np.random.Generator, count: int) -> list[Request]:
@@ -195,24 +203,44 @@ def _draw(figure: Figure, waits: dict[str, float]) -> None:
 
 
 def _clock(folder: Path, trial: Trial, findings: Findings) -> None:
-    """Medians over rounds in which the two take turns; seconds of whole steps."""
+    rows = []
+    for kernels in ("plain", "compiled"):
+        ratios = _ratios(folder, kernels, trial, findings)
+        rows += [(f"{kernels}, {kind}", np.median(found)) for kind, found in ratios.items()]
+        if kernels == "plain":
+            gain = 1 / np.median(ratios["decode"])
+            findings.clocked(
+                "plain kernels, decode: seconds paged over contiguous", gain, ">=", 1.3, unit="x"
+            )
+        for kind, found in ratios.items():
+            name = f"{kernels} kernels, {kind}: rounds of {ROUNDS} in which contiguous is slower than paged"
+            findings.clocked(name, int(np.count_nonzero(found > 1)), "<=", MOST_SLOWER)
+    title = f"Seconds contiguous over paged, median of {ROUNDS} rounds"
+    findings.table(title, ("kernels, steps", "ratio"), rows)
+
+
+def _ratios(
+    folder: Path, kernels: str, trial: Trial, findings: Findings
+) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Seconds contiguous over paged by kind of step, a number a round; who is first alternates."""
     rng = np.random.default_rng([trial.seed, 2])
+    settings = {"kernels": kernels, "max_model_len": CONTEXT + ANSWER, "kv_memory": 256 << 20}
     engines = {
-        layout: _engine(folder, layout, trial, prefix_reuse=False) for layout in ("paged", "contiguous")
+        layout: _engine(folder, layout, trial, prefix_reuse=False, **settings)
+        for layout in ("paged", "contiguous")
     }
-    took: dict[tuple[str, str], list[float]] = {}
-    for turn in range(ROUNDS):
-        prompts = [rng.integers(1, 99, 128) for _ in range(SEQUENCES)]
-        items = [request(f"{turn}-{i}", prompt, 16) for i, prompt in enumerate(prompts)]
+    took: dict[str, list[float]] = {"decode": [], "prefill": []}
+    for turn in range(ROUNDS + 1):
+        prompts = [rng.integers(1, 99, CONTEXT) for _ in range(BATCH)]
+        items = [request(f"{turn}-{i}", prompt, ANSWER) for i, prompt in enumerate(prompts)]
+        seconds = {}
         for layout in list(engines)[:: -1 if turn % 2 else 1]:
-            findings.progress(f"on the clock, round {turn + 1}: {layout}")
-            for kind, seconds in _seconds(engines[layout], items).items():
-                took.setdefault((kind, layout), []).append(seconds)
-    for kind, limit in (("decode", 1.0), ("prefill", 1.0)):
-        paged, ours = (np.array(took[kind, layout]) for layout in ("paged", "contiguous"))
-        findings.clocked(
-            f"{kind}: seconds contiguous over paged", np.median(ours / paged), "<=", limit, unit="x"
-        )
+            findings.progress(f"{kernels} kernels on the clock, round {turn}: {layout}")
+            seconds[layout] = _seconds(engines[layout], items)
+        for kind, found in took.items():
+            found.append(seconds["contiguous"][kind] / seconds["paged"][kind])
+    # The first round touched memory for the first time.
+    return {kind: np.array(found[1:]) for kind, found in took.items()}
 
 
 def _seconds(engine: Engine, items: list[Request]) -> dict[str, float]:
