@@ -205,7 +205,7 @@ class Replicated:
         return scaled_dot_product_attention(self.query, *self.held)
 
     def by_products(self) -> Tensor:
-        """The same written out: torch's operator lets a thread idle where there are few sequences and heads."""
+        """The same written out: torch's operator lets a thread idle at few sequences and heads."""
         keys, values = self.held
         scores = self.query @ keys.transpose(2, 3) * self.query.shape[3] ** -0.5
         return scores.softmax(dim=3) @ values

@@ -132,8 +132,8 @@ def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> 
 
 
 def _allocate(architecture: Architecture, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Matrices in main memory lie in one stretch, each from a cache line on and with room for a whole number of
-    tiles, so that they can be packed in place."""
+    """Matrices in main memory lie in one stretch, each from a cache line on and with room for a whole number
+    of tiles, so that they can be packed in place."""
     parameters = list(architecture.parameters())
     sizes = {p.name: _numbers(p, dtype) for p in parameters if p.role == "matrix" and device.type == "cpu"}
     tensors = {}
