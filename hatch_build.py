@@ -17,7 +17,7 @@ SOURCES = Path("src/shoal/kernels/native")
 LIBRARY = Path("src/shoal/kernels/_native.so")
 # No sum is left to the compiler: the order of arithmetic is the code's.
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
-FILES = {"portable": [], "blocks": [], "team": [], "api": []}
+FILES = {"portable": [], "team": [], "api": []}
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 X86 = {
     "avx2": ["-mavx2", "-mfma"],

@@ -91,11 +91,21 @@ struct Product {
     int32_t threads;
 };
 
+// GGUF's types of blocks.
+enum BlockType { Q4_0, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, BLOCK_TYPES };
+
+struct BlockShape {
+    int64_t elements, bytes;
+};
+
+constexpr BlockShape BLOCK_SHAPES[BLOCK_TYPES] = {{32, 18}, {32, 22}, {32, 34}, {256, 144}, {256, 176}, {256, 210}};
+
 struct Kernels {
     const char *name;
     int pairs;            // products with bf16 matrices take bf16 rows, two inputs at a time
     void (*pack)(void *data, int64_t outputs, int64_t inputs, int bf16, void *scratch);
     void (*narrow)(const float *x, uint16_t *out, int64_t size);           // to bf16
+    void (*decode)(int type, const uint8_t *blocks, int64_t count, void *out, int bf16);  // blocks side by side
     void (*unpack_row)(const Matrix *matrix, int bf16, int64_t row, float *out);
     void (*product)(const Product *product, int bf16);
     void (*norm)(const float *x, const float *weight, void *out, int64_t size, float epsilon, int bf16);

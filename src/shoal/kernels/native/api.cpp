@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "abi.h"
-#include "blocks.h"
 #include "team.h"
 
 namespace {
@@ -368,7 +367,7 @@ int shoal_decode(void *handle, int type, const uint8_t *blocks, int64_t count, v
         int64_t threads = session.team.size(), size = shape.elements * (bf16 ? 2 : 4);
         on_team(session, [&](int thread) {
             int64_t first = count * thread / threads, last = count * (thread + 1) / threads;
-            decode_blocks((BlockType)type, blocks + first * shape.bytes, last - first, (char *)out + first * size, bf16);
+            session.kernels->decode(type, blocks + first * shape.bytes, last - first, (char *)out + first * size, bf16);
         });
     });
 }

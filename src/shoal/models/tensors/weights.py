@@ -5,8 +5,6 @@ Rows are converted straight into the tensor that stays, so that memory never hol
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from shoal.models.architecture import Architecture, Parameter, Part
 
 SLICE_BYTES = 8 << 20
 BLOCK_ELEMENTS = 1 << 20
-CACHE_LINE = 64
 
 
 class HasShape(Protocol):
@@ -79,7 +76,12 @@ def load_weights(
     stored = check_tensors(architecture, source.tensors)
     total, done = architecture.weight_bytes(dtype.itemsize), 0
     # All that stays is allocated first: scratch that came and went in between would leave holes.
-    tensors = _allocate(architecture, dtype, device)
+    tensors = {
+        parameter.name: _allocate(
+            parameter, torch.float32 if parameter.role == "norm" else dtype, device, total
+        )
+        for parameter in architecture.parameters()
+    }
     for parameter in architecture.parameters():
         target = tensors[parameter.name]
         packed = 0
@@ -131,47 +133,19 @@ def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> 
     return stored
 
 
-def _allocate(architecture: Architecture, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Matrices in main memory lie in one stretch, each from a cache line on and with room for a whole number
-    of tiles, so that they can be packed in place."""
-    parameters = list(architecture.parameters())
-    sizes = {p.name: _numbers(p, dtype) for p in parameters if p.role == "matrix" and device.type == "cpu"}
-    tensors = {}
+def _allocate(parameter: Parameter, dtype: torch.dtype, device: torch.device, total: int) -> Tensor:
+    """Matrices in main memory have room for a whole number of tiles, so that they can be packed in place."""
+    shape = parameter.shape
     try:
-        stretch, at = _stretch(sum(sizes.values()) * dtype.itemsize).view(dtype), 0
-        for parameter in parameters:
-            shape, size = parameter.shape, sizes.get(parameter.name, 0)
-            if size:
-                matrix = stretch[at : at + size][: padded_rows(shape[0]) * shape[1]]
-                tensors[parameter.name] = matrix.view(-1, shape[1])[: shape[0]]
-                at += size
-            else:
-                own = torch.float32 if parameter.role == "norm" else dtype
-                tensors[parameter.name] = torch.empty(shape, dtype=own, device=device)
-    except (RuntimeError, MemoryError, OSError) as error:
-        total = architecture.weight_bytes(dtype.itemsize)
+        if parameter.role == "matrix" and device.type == "cpu":
+            return torch.empty((padded_rows(shape[0]), shape[1]), dtype=dtype)[: shape[0]]
+        return torch.empty(shape, dtype=dtype, device=device)
+    except (RuntimeError, MemoryError) as error:
         raise OperatorError(
-            f"no memory for {total / 1e9:.2f} GB of weights",
+            f"no memory for {parameter.name} of {parameter.elements * dtype.itemsize / 1e9:.2f} GB "
+            f"(all weights: {total / 1e9:.2f} GB)",
             remedy="use a smaller model, a smaller type, or a machine with more memory",
         ) from error
-    return tensors
-
-
-def _numbers(parameter: Parameter, dtype: torch.dtype) -> int:
-    """Of a matrix with whole tiles, to whole cache lines."""
-    line = CACHE_LINE // dtype.itemsize
-    return -(-padded_rows(parameter.shape[0]) * parameter.shape[1] // line) * line
-
-
-def _stretch(size: int) -> Tensor:
-    """So many bytes of main memory, in huge pages where the system has them: with small ones, products of few
-    rows wait for the translation of addresses."""
-    if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        room.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(room, dtype=torch.uint8)
 
 
 def _fill(
