@@ -167,9 +167,12 @@ def start(prepared: Prepared, progress: Progress | None = None) -> Engine:
         )
     else:
         machine.calm_threads()
+        from shoal.engine.tensors.begin import begin
+
+        begun = begin(prepared)
         from shoal.engine.tensors.start import model_executor
 
-        executor = model_executor(prepared, progress)
+        executor = model_executor(prepared, progress, begun)
     return assemble(config, executor, prepared.model, prepared.cost)
 
 

@@ -73,8 +73,8 @@ class StoredModel:
         return self.files.tokenizer()
 
     def read_ahead(self) -> None:
-        """Build the tokenizer on a thread of its own, while somebody else reads the weights. What is wrong
-        with it is said to whoever asks for it."""
+        """Build the tokenizer on a thread of its own, while others load the model. What is wrong with it is
+        said to whoever asks for it."""
         if self.files.has_tokenizer:
             threading.Thread(target=self._build_tokenizer, name="tokenizer", daemon=True).start()
 

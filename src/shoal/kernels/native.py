@@ -11,10 +11,13 @@ import ctypes
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
 
 TILE = 16
 """Outputs of a matrix, or positions of a page of keys, that lie side by side."""
@@ -187,14 +190,22 @@ class Session:
         assert weight.is_contiguous()
         needed = padded_rows(outputs) * inputs * weight.itemsize
         assert weight.untyped_storage().nbytes() - weight.storage_offset() * weight.itemsize >= needed
-        self.call("pack", weight.data_ptr(), outputs, inputs, int(weight.itemsize == 2))
+        self.pack_at(weight.data_ptr(), outputs, inputs, weight.itemsize)
+
+    def pack_at(self, address: int, outputs: int, inputs: int, itemsize: int) -> None:
+        """The same for numbers of so many bytes that lie at ``address``."""
+        self.call("pack", address, outputs, inputs, int(itemsize == 2))
 
     def decode(self, stored: str, blocks: npt.NDArray[np.uint8], out: Tensor) -> None:
         """Blocks of a GGUF type, shape (n, bytes of a block), to ``out``, contiguous, float32 or bfloat16."""
         assert out.is_contiguous()
+        self.decode_at(stored, blocks, out.data_ptr(), out.itemsize)
+
+    def decode_at(self, stored: str, blocks: npt.NDArray[np.uint8], address: int, itemsize: int) -> None:
+        """The same to ``address``: float32 where a number has 4 bytes, bfloat16 where it has 2."""
         assert blocks.flags.c_contiguous
-        kind, narrow = BLOCKS.index(stored), int(out.itemsize == 2)
-        self.call("decode", kind, blocks.ctypes.data, len(blocks), out.data_ptr(), narrow)
+        kind = BLOCKS.index(stored)
+        self.call("decode", kind, blocks.ctypes.data, len(blocks), address, int(itemsize == 2))
 
     def watch(self) -> None:
         """Add up, from now on, how long each stage of a step takes."""

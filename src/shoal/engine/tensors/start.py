@@ -11,9 +11,9 @@ import torch
 from shoal.core.errors import InternalError, OperatorError
 from shoal.engine.masks import MaskCompiler
 from shoal.engine.model import StoredModel
+from shoal.engine.tensors.begin import Begun, begin
 from shoal.engine.tensors.model_executor import ModelExecutor
 from shoal.engine.tensors.sampler import Sampler
-from shoal.kernels.native import Session
 from shoal.models.tensors.compiled import CompiledModel
 from shoal.models.tensors.model import Model
 from shoal.models.tensors.read import TensorReader
@@ -25,8 +25,15 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def model_executor(prepared: Prepared, progress: Callable[[int, int], None] | None = None) -> ModelExecutor:
+def model_executor(
+    prepared: Prepared,
+    progress: Callable[[int, int], None] | None = None,
+    begun: Begun | None = None,
+) -> ModelExecutor:
     """Weights read and KV pool set up as ``prepared`` says; sets torch's threads for the whole process.
+
+    Args:
+        begun: what was begun before torch was there.
 
     Raises:
         OperatorError: the weights cannot be read or do not fit, or the device is not there.
@@ -34,15 +41,20 @@ def model_executor(prepared: Prepared, progress: Callable[[int, int], None] | No
     model, architecture, config = prepared.model, prepared.architecture, prepared.config
     if not isinstance(model, StoredModel) or architecture is None:
         raise InternalError("a model executor was asked for without a stored model")
+    begun = begin(prepared) if begun is None else begun
     torch.set_num_threads(prepared.threads)
     device = _device(config.device)
     dummy = config.load_format == "dummy"
-    session = Session(prepared.threads) if prepared.kernels == "compiled" else None
-    source = dummy_source(architecture, config.seed) if dummy else TensorReader(model.files, session)
-    model.read_ahead()
-    weights = load_weights(architecture, source, DTYPES[prepared.dtype], device, progress, session)
+    source = dummy_source(architecture, config.seed) if dummy else TensorReader(model.files, begun.session)
+    dtype = DTYPES[prepared.dtype]
+    ready = {} if begun.ahead is None else begun.ahead.take()
+    shapes = {parameter.name: parameter.shape for parameter in architecture.parameters()}
+    matrices = {name: torch.from_numpy(room).view(dtype)[: shapes[name][0]] for name, room in ready.items()}
+    weights = load_weights(architecture, source, dtype, device, progress, begun.session, matrices)
     return ModelExecutor(
-        CompiledModel(architecture, weights, session) if session else Model(architecture, weights),
+        CompiledModel(architecture, weights, begun.session)
+        if begun.session
+        else Model(architecture, weights),
         Sampler(model.vocabulary, device, _masks(model)),
         prepared.pages,
         config.page_size,

@@ -4,26 +4,22 @@ little memory beyond the weights themselves."""
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from shoal.core.errors import OperatorError
 from shoal.kernels.native import Session
-from shoal.models.gguf import BLOCK_TYPES
 from shoal.models.tensor_info import TensorInfo
 from shoal.models.tensors.dequantize import DECODERS, dequantize
+from shoal.models.tensors.stored import BLOCK_SHAPES, Stored
 
 if TYPE_CHECKING:
     from shoal.models.files import ModelFiles
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BLOCKS = {name: (elements, size) for name, elements, size in BLOCK_TYPES.values()}
 # torch hands larger copies to its threads; to wake them takes longer than to copy.
 _SCRATCH_ELEMENTS = 1 << 15
 
@@ -43,7 +39,7 @@ class TensorReader:
     def __init__(self, files: ModelFiles, session: Session | None = None) -> None:
         self.tensors = files.tensors
         self._session = session
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._stored = Stored()
 
     def fill(self, name: str, start: int, out: torch.Tensor) -> None:
         """Rows of tensor ``name`` from ``start`` on, as many as ``out`` has, converted into it: contiguous,
@@ -61,10 +57,10 @@ class TensorReader:
         if info.transform == "unpermute":
             _unpermute(fetch, info, start, flat)
         elif info.transform == "none" and info.stored in DECODERS and self._session is not None:
-            self._session.decode(info.stored, self._stored_blocks(info, slice(start, start + len(out))), flat)
+            self._session.decode(info.stored, self._stored.blocks(info, slice(start, start + len(out))), flat)
         else:
             _convert(fetch, start, 1.0 if info.transform == "minus_one" else 0.0, flat)
-        self._let_go(info, start, len(out))
+        self._stored.let_go(info, start, len(out))
 
     def _fetch(self, info: TensorInfo) -> Fetch:
         if info.stored in PLAIN_TYPES:
@@ -76,24 +72,6 @@ class TensorReader:
             where=str(info.file),
             remedy="use a file whose weights are F32, F16 or BF16",
         )
-
-    def _let_go(self, info: TensorInfo, start: int, count: int) -> None:
-        width = info.size // max(1, info.shape[0])
-        begin = (info.offset + start * width) // mmap.PAGESIZE * mmap.PAGESIZE
-        end = info.offset + (start + count) * width
-        self._mapped(info.file).madvise(mmap.MADV_DONTNEED, begin, end - begin)
-
-    def _mapped(self, file: Path) -> mmap.mmap:
-        if file not in self._maps:
-            try:
-                with file.open("rb") as opened:
-                    # Copy on write, so that torch takes it for writable and does not warn.
-                    self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-            except (OSError, ValueError) as error:
-                raise OperatorError(
-                    f"cannot be mapped: {error}", where=str(file), remedy="check the file"
-                ) from None
-        return self._maps[file]
 
     def _plain(self, info: TensorInfo) -> Fetch:
         """Rows of a tensor of numbers, as they are stored: views over the mapped file.
@@ -110,25 +88,18 @@ class TensorReader:
                 return torch.empty((count, columns), dtype=stored)
             offset = info.offset + rows.start * width
             raw = torch.frombuffer(
-                self._mapped(info.file), dtype=torch.uint8, count=count * width, offset=offset
+                self._stored.mapped(info.file), dtype=torch.uint8, count=count * width, offset=offset
             )
             return (raw.clone() if offset % stored.itemsize else raw).view(stored).view(count, columns)
 
         return fetch
 
-    def _stored_blocks(self, info: TensorInfo, rows: slice) -> npt.NDArray[np.uint8]:
-        """The blocks of some rows as they are stored, (blocks, bytes of a block)."""
-        elements, block_bytes = _BLOCKS[info.stored]
-        stored = np.frombuffer(self._mapped(info.file), np.uint8, info.size, info.offset)
-        found: npt.NDArray[np.uint8] = stored.reshape(-1, info.shape[-1] // elements, block_bytes)[rows]
-        return found.reshape(-1, block_bytes)
-
     def _decoder(self, info: TensorInfo) -> Fetch:
         """Rows of a tensor of blocks, dequantised when asked for."""
 
         def fetch(rows: slice) -> torch.Tensor:
-            blocks = self._stored_blocks(info, rows)
-            out = np.empty((len(blocks), _BLOCKS[info.stored][0]), np.float32)
+            blocks = self._stored.blocks(info, rows)
+            out = np.empty((len(blocks), BLOCK_SHAPES[info.stored][0]), np.float32)
             dequantize(blocks, info.stored, out)
             return torch.from_numpy(out).view(-1, info.shape[-1])
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from shoal.core.errors import OperatorError
 from shoal.kernels.native import TILE, Session, padded_rows
 from shoal.models.architecture import Architecture, Parameter, Part
+from shoal.models.parameters import HasShape, check_tensors, no_memory
 
 SLICE_BYTES = 8 << 20
 BLOCK_ELEMENTS = 1 << 20
-
-
-class HasShape(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
 
 
 class TensorSource(Protocol):
@@ -61,12 +57,14 @@ def load_weights(
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
     session: Session | None = None,
+    ready: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Weights:
     """All parameters of ``architecture`` from ``source``.
 
     Args:
         progress: called with the bytes in place so far and their total.
         session: packs each stretch of a matrix as soon as it is read, while caches hold it.
+        ready: matrices that are read and packed already.
 
     Raises:
         OperatorError: a tensor is missing, of another shape, or not one the architecture has (named); or
@@ -81,56 +79,26 @@ def load_weights(
             parameter, torch.float32 if parameter.role == "norm" else dtype, device, total
         )
         for parameter in architecture.parameters()
-    }
+        if parameter.name not in ready
+    } | dict(ready)
     for parameter in architecture.parameters():
         target = tensors[parameter.name]
+        if parameter.name in ready:
+            done += target.nbytes
+            continue
         packed = 0
         for filled in _fill(target, parameter, source, stored):
             if session is not None and parameter.role == "matrix":
-                ready = filled if filled == len(target) else filled - filled % TILE
-                if ready > packed:
-                    session.pack(target[packed:ready])
-                packed = ready
+                whole = filled if filled == len(target) else filled - filled % TILE
+                if whole > packed:
+                    session.pack(target[packed:whole])
+                packed = whole
         if parameter.shift:
             target += parameter.shift
         done += target.nbytes
         if progress is not None:
             progress(done, total)
     return Weights(tensors, dtype, device, packed=session is not None)
-
-
-def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> dict[str, str]:
-    """The stored name of every tensor the architecture needs; nothing is read.
-
-    Raises:
-        OperatorError: one is missing, has another shape, stands there twice, or is not known.
-    """
-    needed = {part.name: part.shape for parameter in architecture.parameters() for part in parameter.parts}
-    stored: dict[str, str] = {}
-    for name, info in found.items():
-        canonical = architecture.canonical(name)
-        if architecture.ignores(canonical) or architecture.ignores(name):
-            continue
-        if canonical not in needed:
-            raise OperatorError(
-                f"tensor {name[:200]!r} is not part of {architecture.name}",
-                remedy="the model has parts shoal does not compute; use another model",
-            )
-        if canonical in stored:
-            raise OperatorError(
-                f"tensors {stored[canonical][:200]!r} and {name[:200]!r} are the same one",
-                remedy="remove one of them",
-            )
-        if tuple(info.shape) != needed[canonical]:
-            raise OperatorError(
-                f"tensor {name[:200]!r} has shape {tuple(info.shape)}, config.json says {needed[canonical]}",
-                remedy="download the model again, or correct config.json",
-            )
-        stored[canonical] = name
-    for name in needed:
-        if name not in stored:
-            raise OperatorError(f"tensor {name!r} is missing", remedy="download the model again")
-    return stored
 
 
 def _allocate(parameter: Parameter, dtype: torch.dtype, device: torch.device, total: int) -> Tensor:
@@ -141,11 +109,7 @@ def _allocate(parameter: Parameter, dtype: torch.dtype, device: torch.device, to
             return torch.empty((padded_rows(shape[0]), shape[1]), dtype=dtype)[: shape[0]]
         return torch.empty(shape, dtype=dtype, device=device)
     except (RuntimeError, MemoryError) as error:
-        raise OperatorError(
-            f"no memory for {parameter.name} of {parameter.elements * dtype.itemsize / 1e9:.2f} GB "
-            f"(all weights: {total / 1e9:.2f} GB)",
-            remedy="use a smaller model, a smaller type, or a machine with more memory",
-        ) from error
+        raise no_memory(parameter, dtype.itemsize, total) from error
 
 
 def _fill(
