@@ -119,11 +119,15 @@ TABLES = {
         *(
             Row(
                 f"at least {least} of the limit: {jobs}",
-                (*SHOAL, "bench", jobs, "--dtype", "bfloat16", "--repeat", "3", "--at-least", least),
+                (*SHOAL, "bench", jobs, "--dtype", "bfloat16", "--repeat", times, "--at-least", least),
                 r"[a-z].*\d",
                 test=False,
             )
-            for jobs, least in (("shared,mixed,decode", "0.8"), ("single,forest", "0.7"))
+            for jobs, least, times in (
+                ("shared,mixed,decode", "0.8", "3"),
+                ("forest", "0.7", "3"),
+                ("single", "0.7", "15"),
+            )
         ),
         Row("roofline", (*SHOAL, "bench", "roofline"), r"\d", test=False),
         *(

@@ -153,7 +153,9 @@ class ModelExecutor:
         most = len(rows) if only_best else LOGIT_ROWS
         for start in range(0, len(rows), most or 1):
             part = slice(start, start + most)
-            chosen = hidden.index_select(0, torch.from_numpy(rows[part]).to(hidden.device))
+            chosen = hidden
+            if len(rows[part]) < plan.row_count:
+                chosen = hidden.index_select(0, torch.from_numpy(rows[part]).to(hidden.device))
             if only_best:
                 sampled.append(self.sampler.take(*self.model.best(chosen)))
             else:
@@ -206,6 +208,8 @@ def _as_internal(plan: StepPlan, error: Exception) -> Exception:
 
 
 def _joined(parts: list[Any], dtype: type) -> npt.NDArray[Any]:
+    if len(parts) == 1:
+        return np.asarray(parts[0], dtype=dtype)
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype=dtype)
 
 

@@ -180,10 +180,11 @@ class Sampler:
 
     def take(self, best: npt.NDArray[np.float32], tokens: npt.NDArray[np.int32]) -> SampledRows:
         """Plain rows whose largest logits are found already: what ``sample`` would say of them."""
-        failures: dict[int, Exception] = {
-            int(row): _not_finite() for row in np.flatnonzero(~np.isfinite(best))
-        }
-        return SampledRows(np.where(np.isfinite(best), tokens, 0).astype(np.int32), failures=failures)
+        finite = np.isfinite(best)
+        if finite.all():
+            return SampledRows(tokens, failures={})
+        failures: dict[int, Exception] = {int(row): _not_finite() for row in np.flatnonzero(~finite)}
+        return SampledRows(np.where(finite, tokens, 0).astype(np.int32), failures=failures)
 
     def sample(
         self,
