@@ -17,6 +17,8 @@ MARGIN = 300 << 20
 """Bytes beyond weights and KV pool that a run may take, above a process that imported torch and loaded the
 tokenizer."""
 ROWS = 256
+TOKENS = 16
+"""Of an answer: the first is not done before the last has begun."""
 MODELS = size(["tiny"], ["tiny", "demo"])
 
 
@@ -73,7 +75,16 @@ def run(spec: str, dtype: str) -> dict[str, int]:
     from shoal.core.request import Request, SamplingParams
     from shoal.engine.build import prepare, start
 
-    config = EngineConfig(model=spec, dtype=dtype, kv_memory=512 << 20, max_model_len=32, max_num_seqs=ROWS)
+    # Rows as stated, not as fast as this machine happens to be.
+    config = EngineConfig(
+        model=spec,
+        dtype=dtype,
+        kv_memory=512 << 20,
+        max_model_len=32,
+        max_num_seqs=ROWS,
+        max_num_batched_tokens=512,
+        admission="sarathi-serve:rows=512",
+    )
     prepared = prepare(config)
     engine = start(prepared)
     emitting = 0
@@ -89,12 +100,12 @@ def run(spec: str, dtype: str) -> dict[str, int]:
     for row in range(ROWS):
         prompt = rng.integers(0, prepared.model.vocabulary, 8).astype(np.int32)
         drawn = {"temperature": float(row % 2), "logprobs": 3 if row % 8 == 0 else None}
-        params = SamplingParams(max_tokens=6, ignore_eos=True, **drawn)
+        params = SamplingParams(max_tokens=TOKENS, ignore_eos=True, **drawn)
         engine.add(Request(id=str(row), prompt=prompt, params=params, seed=row), 0.0)
     while not engine.idle:
         for finished in engine.step(0.0).finished:
             assert finished.error is None, finished.error
-            assert len(finished.tokens) == 6
+            assert len(finished.tokens) == TOKENS
     model = engine.executor.model
     cache = engine.executor.cache
     kv = sum(half.nbytes for half in (*cache.keys, *cache.values))
