@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.peers.contestants.lines import Lines
@@ -76,6 +76,8 @@ def make_job(seed: int, groups: int, members: int, common: int) -> Job:
 )
 def test_answers_are_those_of_each_request_alone(seed, groups, members, common, rows, sequences, unified):
     job = make_job(seed, groups, members, common)
+    # Groups that happen to begin alike would share more.
+    assume(not common or len({tuple(prompt[:common]) for prompt in job.prompts}) == groups)
     largest = common + members * (8 + 5)
     answers, computed = run(job, rows, sequences, largest + seed % 50 if unified else None)
     assert answers == expected(job)
