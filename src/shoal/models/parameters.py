@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from shoal.core.errors import OperatorError
-from shoal.models.architecture import Architecture, Parameter
+from shoal.models.architecture import Architecture, Parameter, Part
+
+SLICE_BYTES = 8 << 20
 
 
 class HasShape(Protocol):
@@ -46,6 +48,16 @@ def check_tensors(architecture: Architecture, found: Mapping[str, HasShape]) -> 
         if name not in stored:
             raise OperatorError(f"tensor {name!r} is missing", remedy="download the model again")
     return stored
+
+
+def slices(parameter: Parameter, row_bytes: int) -> Iterator[tuple[Part, int, slice]]:
+    """All rows, a few at a time: of which part, where that begins in the parameter, and which of its rows."""
+    step = max(1, SLICE_BYTES // max(1, row_bytes))
+    first = 0
+    for part in parameter.parts:
+        for row in range(0, part.shape[0], step):
+            yield part, first, slice(row, min(row + step, part.shape[0]))
+        first += part.shape[0]
 
 
 def no_memory(parameter: Parameter, itemsize: int, total: int) -> OperatorError:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.errors import OperatorError
 from shoal.kernels import native
+from shoal.models import parameters
 from shoal.models.architecture import Architecture
 from shoal.models.files import ModelFiles
 from shoal.models.registry import read_architecture
 from shoal.models.tensor_info import TensorInfo
-from shoal.models.tensors import ahead
 from shoal.models.tensors.ahead import Ahead
 from shoal.models.tensors.read import TensorReader
+from shoal.models.tensors.stored import Stored
 from shoal.models.tensors.weights import load_weights
 from tests.models.tensors.test_read import stored_matrix
 
@@ -65,6 +69,7 @@ def names(architecture: Architecture) -> list[str]:
     return [part.name for p in architecture.parameters() if p.role == "matrix" for part in p.parts]
 
 
+@settings(deadline=None)  # a row at a time on a busy machine
 @given(data=st.data(), wanted=st.sampled_from(["F32", "BF16"]), size=st.sampled_from([1, 5000, 1 << 20]))
 def test_matrices_are_those_that_torch_reads(tmp_path_factory, architecture, data, wanted, size):
     types = {name: data.draw(st.sampled_from(TYPES)) for name in names(architecture)}
@@ -72,7 +77,7 @@ def test_matrices_are_those_that_torch_reads(tmp_path_factory, architecture, dat
     files = model(tmp_path_factory.getbasetemp(), architecture, types, permuted)
     session, dtype = native.Session(2), torch.float32 if wanted == "F32" else torch.bfloat16
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "SLICE_BYTES", size)
+        patch.setattr(parameters, "SLICE_BYTES", size)
         found = Ahead(architecture, files, wanted, session).take()
     want = load_weights(architecture, TensorReader(files, session), dtype, "cpu", session=session)
     for parameter in architecture.parameters():
@@ -123,3 +128,30 @@ def test_a_matrix_larger_than_memory_is_refused(tmp_path, architecture, monkeypa
     monkeypatch.setattr(np, "empty", full)
     with pytest.raises(OperatorError, match="no memory for"):
         Ahead(architecture, files, "F32", native.Session(1)).take()
+
+
+def test_it_says_how_far_it_is_and_gives_up_when_told(tmp_path, architecture, monkeypatch):
+    files = model(tmp_path, architecture, {})
+    seen: list[tuple[int, int]] = []
+    Ahead(architecture, files, "F32", native.Session(1)).take(lambda *far: seen.append(far))
+    total = architecture.weight_bytes(4)
+    matrices = sum(4 * p.elements for p in architecture.parameters() if p.role == "matrix")
+    assert seen[-1] == (matrices, total)
+    assert seen == sorted(seen)
+
+    held, goes_on = Stored.rows, threading.Event()
+    monkeypatch.setattr(Stored, "rows", lambda *asked: goes_on.wait(60) and held(*asked))
+    reading = Ahead(architecture, files, "F32", native.Session(1))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reading.take(stop)
+    goes_on.set()
+    assert len(reading.take()) <= 1
+
+
+def test_nothing_of_it_needs_torch():
+    program = "import sys, shoal.engine.tensors.begin; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -9,6 +9,7 @@ import torch
 
 from shoal.core.errors import OperatorError
 from shoal.kernels import native
+from shoal.models import parameters
 from shoal.models.architecture import Architecture
 from shoal.models.registry import read_architecture
 from shoal.models.tensors import weights
@@ -48,7 +49,7 @@ def source(architecture: Architecture) -> Source:
 def test_parts_stand_one_below_the_other_and_norms_are_factors(
     architecture: Architecture, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "SLICE_BYTES", 300)
+    monkeypatch.setattr(parameters, "SLICE_BYTES", 300)
     seen: list[tuple[int, int]] = []
     loaded = load_weights(
         architecture, source, torch.bfloat16, "cpu", lambda done, total: seen.append((done, total))
@@ -69,7 +70,7 @@ def test_parts_stand_one_below_the_other_and_norms_are_factors(
 def test_matrices_packed_as_they_are_read_are_packed_alike(
     architecture: Architecture, source: Source, slice_bytes: int, dtype: torch.dtype, monkeypatch
 ) -> None:
-    monkeypatch.setattr(weights, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(parameters, "SLICE_BYTES", slice_bytes)
     session = native.Session(2)
     packed = load_weights(architecture, source, dtype, "cpu", session=session)
     plain = load_weights(architecture, source, dtype, "cpu")

@@ -47,7 +47,7 @@ def model_executor(
     dummy = config.load_format == "dummy"
     source = dummy_source(architecture, config.seed) if dummy else TensorReader(model.files, begun.session)
     dtype = DTYPES[prepared.dtype]
-    ready = {} if begun.ahead is None else begun.ahead.take()
+    ready = {} if begun.ahead is None else begun.ahead.take(progress)
     shapes = {parameter.name: parameter.shape for parameter in architecture.parameters()}
     matrices = {name: torch.from_numpy(room).view(dtype)[: shapes[name][0]] for name, room in ready.items()}
     weights = load_weights(architecture, source, dtype, device, progress, begun.session, matrices)

@@ -6,7 +6,7 @@ They are those whose numbers are stored as they are wanted, and those of GGUF's 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,14 +14,15 @@ import numpy.typing as npt
 
 from shoal.kernels.native import BLOCKS, TILE, Session, padded_rows
 from shoal.models.architecture import Architecture, Parameter
-from shoal.models.parameters import check_tensors, no_memory
+from shoal.models.parameters import check_tensors, no_memory, slices
 from shoal.models.tensors.stored import Stored
 
 if TYPE_CHECKING:
     from shoal.models.files import ModelFiles
 
-SLICE_BYTES = 8 << 20
 ITEM_BYTES = {"F32": 4, "BF16": 2}
+POLL = 0.05
+"""Seconds between two words about how far it is."""
 
 
 class Ahead:
@@ -40,21 +41,38 @@ class Ahead:
         self._names = check_tensors(architecture, files.tensors)
         self._stored = Stored()
         self._done: dict[str, npt.NDArray[np.uint8]] = {}
+        self._bytes = 0
+        self._given_up = False
         self._failed: Exception | None = None
         matrices = [p for p in architecture.parameters() if p.role == "matrix" and self._can(p)]
         self._thread = threading.Thread(target=self._read, args=[matrices], name="weights", daemon=True)
         self._thread.start()
 
-    def take(self) -> dict[str, npt.NDArray[np.uint8]]:
+    def take(self, progress: Callable[[int, int], None] | None = None) -> dict[str, npt.NDArray[np.uint8]]:
         """The bytes of packed matrices by parameter, with room for whole tiles.
 
+        Args:
+            progress: called with the bytes in place so far and those of all parameters; if it throws, no
+                more is read.
+
         Raises:
-            Exception: what went wrong on the way.
+            Exception: what went wrong on the way, or what ``progress`` throws.
         """
-        self._thread.join()
+        total = self._architecture.weight_bytes(ITEM_BYTES[self._wanted])
+        while self._thread.is_alive():
+            self._thread.join(POLL if progress is not None else None)
+            if progress is not None:
+                self._say(progress, total)
         if self._failed is not None:
             raise self._failed
         return self._done
+
+    def _say(self, progress: Callable[[int, int], None], total: int) -> None:
+        try:
+            progress(self._bytes, total)
+        except BaseException:
+            self._given_up = True
+            raise
 
     def _can(self, parameter: Parameter) -> bool:
         infos = [self._files.tensors[self._names[part.name]] for part in parameter.parts]
@@ -64,6 +82,8 @@ class Ahead:
     def _read(self, matrices: list[Parameter]) -> None:
         try:
             for parameter in matrices:
+                if self._given_up:
+                    return
                 self._done[parameter.name] = self._matrix(parameter)
         except Exception as error:  # is raised where it is waited for
             self._failed = error
@@ -85,18 +105,16 @@ class Ahead:
 
     def _fill(self, parameter: Parameter, room: npt.NDArray[np.uint8]) -> Iterator[int]:
         """Read all parts of a matrix, a few rows at a time; yields how many rows are there."""
-        step = max(1, SLICE_BYTES // max(1, room.shape[1]))
-        first = 0
-        for part in parameter.parts:
+        for part, first, rows in slices(parameter, room.shape[1]):
+            if self._given_up:
+                return
             info = self._files.tensors[self._names[part.name]]
-            for row in range(0, part.shape[0], step):
-                rows = slice(row, min(row + step, part.shape[0]))
-                out = room[first + rows.start : first + rows.stop]
-                if info.stored == self._wanted:
-                    out[:] = self._stored.rows(info, rows)
-                else:
-                    blocks = self._stored.blocks(info, rows)
-                    self._session.decode_at(info.stored, blocks, out.ctypes.data, ITEM_BYTES[self._wanted])
-                self._stored.let_go(info, rows.start, rows.stop - rows.start)
-                yield first + rows.stop
-            first += part.shape[0]
+            out = room[first + rows.start : first + rows.stop]
+            if info.stored == self._wanted:
+                out[:] = self._stored.rows(info, rows)
+            else:
+                blocks = self._stored.blocks(info, rows)
+                self._session.decode_at(info.stored, blocks, out.ctypes.data, ITEM_BYTES[self._wanted])
+            self._stored.let_go(info, rows.start, rows.stop - rows.start)
+            self._bytes += out.nbytes
+            yield first + rows.stop

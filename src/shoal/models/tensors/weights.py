@@ -16,9 +16,8 @@ from torch import Tensor
 
 from shoal.kernels.native import TILE, Session, padded_rows
 from shoal.models.architecture import Architecture, Parameter, Part
-from shoal.models.parameters import HasShape, check_tensors, no_memory
+from shoal.models.parameters import HasShape, check_tensors, no_memory, slices
 
-SLICE_BYTES = 8 << 20
 BLOCK_ELEMENTS = 1 << 20
 
 
@@ -116,19 +115,13 @@ def _fill(
     target: Tensor, parameter: Parameter, source: TensorSource, stored: Mapping[str, str]
 ) -> Iterator[int]:
     """Read all parts of a parameter, a few rows at a time; yields how many rows are there."""
-    step = max(1, SLICE_BYTES // max(1, target.nbytes // len(target)))
-    first = 0
-    for part in parameter.parts:
-        rows = part.shape[0]
-        for row in range(0, rows, step):
-            end = min(row + step, rows)
-            out = target[first + row : first + end]
-            staged = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
-            source.fill(stored[part.name], row, staged)
-            if staged is not out:
-                out.copy_(staged)
-            yield first + end
-        first += rows
+    for part, first, rows in slices(parameter, target.nbytes // len(target)):
+        out = target[first + rows.start : first + rows.stop]
+        staged = out if out.device.type == "cpu" else torch.empty(out.shape, dtype=out.dtype)
+        source.fill(stored[part.name], rows.start, staged)
+        if staged is not out:
+            out.copy_(staged)
+        yield first + rows.stop
 
 
 class DummySource:
